@@ -1,0 +1,7 @@
+"""`python -m marketprism`."""
+
+import sys
+
+from marketprism.cli import main
+
+sys.exit(main())

@@ -1,0 +1,273 @@
+"""Drive a venue with recordings instead of an exchange: the same code, the recording's time."""
+
+import heapq
+import re
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from marketprism.capture import Damage, Frame, UnreadableError, read
+from marketprism.events import Event
+from marketprism.venues import VENUES
+from marketprism.venues.base import MS, Fetch, Note, Out
+from marketprism.venues.venue import MALFORMED, Venue
+from marketprism.worker.options import replay_options
+
+_TICK_NS = 100 * MS
+# Asked for only when something is missing; every other REST body is a poll's, wanted whenever it comes.
+_ON_DEMAND = frozenset({"depth", "trades", "instruments"})
+
+
+@dataclass(slots=True)
+class Span:
+    """When a connection of a recording is heard of first and last."""
+
+    first_ns: int
+    last_ns: int
+
+
+@dataclass(slots=True)
+class Contents:
+    """What a first reading of the recordings tells."""
+
+    spans: dict[tuple[str, int], Span] = field(default_factory=dict)  # (url, file) → span
+    bodies: Counter[tuple[str, str]] = field(default_factory=Counter)  # how often each answer is there
+    instruments: list[bytes] = field(default_factory=list)
+
+
+class Replay:
+    """One run through recordings."""
+
+    def __init__(self, venue: Venue, paths: list[Path], emit: Callable[[Event], None]) -> None:
+        self.venue = venue
+        self.frames = 0
+        self.damaged: list[str] = []
+        self.notes: Counter[str] = Counter()
+        self._paths = paths
+        self._emit = emit
+        self._contents = Contents()
+        self._conns: dict[tuple[str, int], str] = {}
+        self._asked: set[tuple[str, str]] = set()
+        self._past: dict[tuple[str, str], Frame] = {}
+        self._work: deque[object] = deque()
+        self._ticked_ns = 0
+
+    def run(self) -> None:
+        """Replay everything. Raises `UnreadableError`."""
+        self._contents = self._survey()
+        now_ns = min((s.first_ns for s in self._contents.spans.values()), default=0)
+        for body in self._contents.instruments:
+            self._handle(
+                self.venue.response(Fetch("instruments", "", "(recorded)"), 200, body, now_ns), now_ns
+            )
+        for file, frame in self._merged():
+            now_ns = frame.t
+            if now_ns - self._ticked_ns >= _TICK_NS:
+                self._ticked_ns = now_ns
+                self._handle(self.venue.tick(now_ns), now_ns)
+            self._take(file, frame)
+        self._handle(self.venue.finish(now_ns), now_ns)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def _survey(self) -> Contents:
+        contents = Contents()
+        for number, path in enumerate(self._paths):
+            for _, frame in read(path):
+                if isinstance(frame, Damage):
+                    continue
+                if frame.via == "ws":
+                    span = contents.spans.setdefault((frame.url, number), Span(frame.t, frame.t))
+                    span.last_ns = frame.t
+                    continue
+                key = self.venue.key_of(frame.url)
+                if key is not None and key[0] == "instruments":
+                    contents.instruments.append(frame.raw.encode())
+                elif key is not None:
+                    contents.bodies[key] += 1
+        return contents
+
+    def _merged(self) -> Iterator[tuple[int, Frame]]:
+        files = [self._frames(number, path) for number, path in enumerate(self._paths)]
+        return files[0] if len(files) == 1 else heapq.merge(*files, key=lambda item: item[1].t)
+
+    def _frames(self, number: int, path: Path) -> Iterator[tuple[int, Frame]]:
+        for _, frame in read(path):
+            if isinstance(frame, Damage):
+                self.damaged.append(f"{path}:{frame.line}: damaged, skipped: {frame.reason}")
+                continue
+            self.frames += 1
+            yield number, frame
+
+    # -- driving -----------------------------------------------------------------------------------------------
+
+    def _take(self, file: int, frame: Frame) -> None:
+        if frame.out:
+            return
+        if frame.via == "rest":
+            self._take_body(frame)
+            return
+        conn = self._connection(file, frame)
+        self._handle(self.venue.receive(conn, frame.raw.encode(), frame.t), frame.t)
+        if frame.t == self._contents.spans[frame.url, file].last_ns:
+            self._maybe_close(file, frame, conn)
+
+    def _take_body(self, frame: Frame) -> None:
+        key = self.venue.key_of(frame.url)
+        if key is None or key[0] == "instruments":
+            return
+        self._contents.bodies[key] -= 1
+        if key[0] not in _ON_DEMAND or key in self._asked:
+            self._asked.discard(key)
+            self._answer(key, frame, frame.t)
+        else:
+            self._past[key] = frame
+
+    def _answer(self, key: tuple[str, str], frame: Frame, now_ns: int) -> None:
+        self._handle(self.venue.response(Fetch(*key, frame.url), 200, frame.raw.encode(), now_ns), now_ns)
+
+    def _connection(self, file: int, frame: Frame) -> str:
+        """A URL is one connection, also across files that follow each other; files that overlap are two."""
+        conn = self._conns.get((frame.url, file))
+        if conn is None:
+            conn = next(
+                (
+                    c
+                    for (url, other), c in self._conns.items()
+                    if url == frame.url and self._follows(url, other, frame.t)
+                ),
+                f"{frame.url}@{file}",
+            )
+            self._conns[frame.url, file] = conn
+            if conn not in self.venue.connections:
+                self._handle(self.venue.opened(_base(frame.url), conn, frame.t), frame.t)
+        return conn
+
+    def _follows(self, url: str, other: int, now_ns: int) -> bool:
+        return self._contents.spans[url, other].last_ns <= now_ns
+
+    def _maybe_close(self, file: int, frame: Frame, conn: str) -> None:
+        """A recorded connection that ends while another one of the same socket goes on has been replaced."""
+        for (url, other), span in self._contents.spans.items():
+            if (
+                (url, other) != (frame.url, file)
+                and _base(url) == _base(frame.url)
+                and span.last_ns > frame.t
+            ):
+                if url == frame.url and span.first_ns >= frame.t:
+                    continue  # the next file of the same connection
+                self._handle(self.venue.closed(conn, "end of the recorded connection", frame.t), frame.t)
+                return
+
+    def _handle(self, out: Out, now_ns: int) -> None:
+        """Carry out what the venue asks, in order; what follows from an answer comes after what is queued."""
+        work: deque[object] = deque(out)
+        while work:
+            item = work.popleft()
+            if isinstance(item, Event):
+                self._emit(item)
+            elif isinstance(item, Fetch):
+                work.extend(self._fetch(item, now_ns))
+            elif isinstance(item, Note):
+                self.notes[item.event] += 1
+
+    def _fetch(self, fetch: Fetch, now_ns: int) -> Out:
+        frame = self._past.pop(fetch.key, None)
+        if frame is not None:
+            return self.venue.response(fetch, 200, frame.raw.encode(), now_ns)
+        if fetch.kind == "trades" and self._contents.bodies[fetch.key] <= 0:
+            return self.venue.response(fetch, 404, b"not in the recording", now_ns)
+        self._asked.add(fetch.key)
+        return []
+
+
+def _base(url: str) -> str:
+    return url.split("#", 1)[0]
+
+
+def load_instruments(venue: Venue, path: Path) -> None:
+    """Instrument descriptions from a file: a REST body, several of them (a line each), or a recording.
+
+    Plain or compressed; whatever stands before the first brace of a line is ignored. Raises `UnreadableError`.
+    """
+    bodies = list(_bodies(path))
+    for body in bodies:
+        for candidate in (body, _recorded(body)):
+            try:
+                if candidate is not None:
+                    venue.take_instruments(Fetch("instruments", "", str(path)), candidate, 0, [])
+            except MALFORMED:
+                continue
+    if not venue.instruments:
+        raise UnreadableError(
+            f"{path}: no instrument descriptions of {venue.options.name} found: expected a REST body"
+        )
+
+
+def _bodies(path: Path) -> Iterator[bytes]:
+    from marketprism.capture import _open
+
+    try:
+        with _open(path) as file:
+            text = file.read()
+    except (OSError, EOFError) as e:
+        raise UnreadableError(f"{path}: cannot be read: {e}") from None
+    yield text
+    for line in text.splitlines():
+        match = re.search(rb"[{\[]", line)
+        if match and len(line) != len(text):
+            yield line[match.start() :]
+
+
+def _recorded(line: bytes) -> bytes | None:
+    try:
+        return msgspec.json.decode(line, type=Frame).raw.encode()
+    except msgspec.DecodeError:
+        return None
+
+
+def run(exchange: str, symbols: tuple[str, ...] | None, instruments: Path | None, paths: list[Path]) -> int:
+    """`marketprism replay`: events to stdout, figures to stderr. Returns the exit status."""
+    out = sys.stdout.buffer
+    encoder = msgspec.json.Encoder()
+    buffer = bytearray()
+    types: Counter[str] = Counter()
+
+    def emit(event: Event) -> None:
+        encoder.encode_into(event, buffer)
+        buffer.extend(b"\n")
+        out.write(buffer)
+        types[event.subject.split(".", 1)[0]] += 1
+
+    began = time.perf_counter()
+    venue = VENUES[exchange](replay_options(exchange, symbols))
+    replay = Replay(venue, paths, emit)
+    try:
+        if instruments is not None:
+            load_instruments(venue, instruments)
+        replay.run()
+    except UnreadableError as e:
+        print(f"marketprism replay: {e}", file=sys.stderr)
+        return 2
+    finally:
+        out.flush()
+    _report(replay, types, time.perf_counter() - began)
+    return 1 if replay.damaged else 0
+
+
+def _report(replay: Replay, types: Counter[str], seconds: float) -> None:
+    for line in replay.damaged:
+        print(line, file=sys.stderr)
+    books = [m.book for m in replay.venue.markets.values() if m.book is not None]
+    print(
+        f"{replay.frames} frames in {seconds:.2f} s ({replay.frames / max(seconds, 1e-9):,.0f}/s); "
+        f"books live {sum(b.live for b in books)}/{len(books)}; malformed {replay.venue.malformed}",
+        file=sys.stderr,
+    )
+    for name, count in sorted(types.items()):
+        print(f"  {name:20} {count}", file=sys.stderr)

@@ -1,0 +1,238 @@
+"""The contract: what a venue is told, and the few things it may ask for.
+
+A venue knows no socket, no clock and nothing to wait for. Whoever drives it (worker, replay, fuzzing, benchmark)
+tells it what happened and when, and does what it asks:
+
+    start(now) → opened(socket, conn, now) → receive(conn, data, now)* → closed(conn, cause, now)
+    response(fetch, status, body, now) for each `Fetch`; tick(now) about ten times a second
+
+Each returns what came of it, in order: events to publish, requests to carry out, notes to log. `now_ns` is
+nanoseconds since the epoch and may step back a little; `conn` names one connection and is never used again.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from marketprism.events import Event, MarketType, Unit, subject
+
+MS = 1_000_000  # nanoseconds
+SECOND = 1_000_000_000
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send this text on this connection."""
+
+    conn: str
+    text: str
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """GET this path of the exchange's REST API and hand the answer to `response`.
+
+    (kind, instrument) say what it is, whatever host, version or parameters a recording has it under.
+    """
+
+    kind: str
+    instrument: str  # "" where the answer is for all
+    path: str  # with query
+    weight: int = 1  # against the exchange's budget named `budget`
+    budget: str = "ip"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a recorded body is matched by."""
+        return self.kind, self.instrument
+
+
+class Reconnect(msgspec.Struct, frozen=True):
+    """Replace this connection. `overlap`: the old one still works, keep it until the new one delivers."""
+
+    conn: str
+    cause: str
+    overlap: bool = False
+
+
+class Note(msgspec.Struct, frozen=True):
+    """Something a person should be able to read in the log."""
+
+    level: Literal["info", "warning", "error"]
+    event: str  # a word to search for
+    text: str
+    instrument: str = ""
+
+
+Request: TypeAlias = Send | Fetch | Reconnect
+Output: TypeAlias = Event | Send | Fetch | Reconnect | Note
+Out: TypeAlias = list[Output]
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A websocket the venue wants: one connection at a time, two while one replaces the other."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """A REST call to be made again and again; `fetch(now_ns)` is the call."""
+
+    fetch: Callable[[int], Fetch]
+    interval_s: float
+
+    @classmethod
+    def of(cls, fetch: Fetch, interval_s: float) -> "Poll":
+        """A call that is the same each time."""
+        return cls(lambda _: fetch, interval_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most `capacity` of weight within any `per_s` seconds."""
+
+    name: str
+    capacity: int
+    per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to collect and how; the checked configuration in the venue's own terms."""
+
+    name: str  # okx_derivatives
+    exchange: str  # okx
+    market_type: MarketType
+    ws_url: str
+    symbols: tuple[str, ...] | None  # None: every instrument that turns up (replay)
+    data_types: frozenset[str]
+    book_method: Literal["websocket", "snapshot"] = "websocket"
+    depth_limit: int = 500
+    snapshot_depth: int = 100
+    snapshot_interval_ms: int = 1_000
+    checkpoint_interval_ms: int = 300_000
+    update_frequency_ms: int = 100
+    book_buffer: int = 5_000
+    intervals_s: dict[str, float] = field(default_factory=dict)  # by data type
+    lsr_period: str = "5m"
+    lsr_limit: int = 30
+    liquidation_symbols: tuple[str, ...] = ()  # none: all symbols of the exchange
+    volatility_resolution_s: int = 60
+
+    def wants(self, data_type: str) -> bool:
+        """Whether this data type is to be collected."""
+        return data_type in self.data_types
+
+
+class Instrument(msgspec.Struct, frozen=True, gc=False):
+    """An instrument as its exchange describes it; without a description, as far as its name is unambiguous."""
+
+    id: str
+    exchange: str
+    market_type: MarketType
+    symbol: str
+    unit: Unit | None = None  # of the exchange's own quantities; None: not known
+    # Base coin in a contract; where `inverse`, quote currency in a contract (or in one unit of `unit="quote"`).
+    contract_size: Decimal | None = None
+    inverse: bool = False
+
+    def subject(self, data_type: str) -> str:
+        """Where events of this type and instrument are published."""
+        return subject(data_type, self.exchange, self.market_type, self.symbol)
+
+    def event_id(self, data_type: str, identity: object) -> str:
+        """The message id of an event that the exchange identifies by `identity`."""
+        return f"{data_type}:{self.exchange}:{self.market_type}:{self.id}:{identity}"
+
+    def base_quantity(self, quantity: str, price: str) -> str | None:
+        """The exchange's quantity in base coin, None where the contract size is not known.
+
+        Exact, but for inverse contracts: a division, to 12 significant digits.
+        """
+        if self.unit == "base":
+            return quantity
+        if self.unit is None or self.contract_size is None:
+            return None
+        amount = Decimal(quantity) * self.contract_size
+        if not self.inverse:
+            return plain(amount)
+        at = Decimal(price)
+        return plain(Decimal(f"{amount / at:.12g}")) if at else None
+
+
+def plain(number: Decimal) -> str:
+    """A decimal as text without an exponent and without trailing zeros."""
+    text = f"{number:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The items, `size` at a time."""
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def elapsed(now_ns: int, since_ns: int, period_ns: int) -> bool:
+    """Whether `period_ns` has passed; a clock that stepped back counts as passed, so that no timer hangs."""
+    return not 0 <= now_ns - since_ns < period_ns
+
+
+class Connection:
+    """An open connection as the venue sees it: when it last spoke, and what it has not answered yet."""
+
+    __slots__ = ("asked", "conn", "heard_ns", "opened_ns", "probed_ns", "seen", "socket", "warned")
+
+    def __init__(self, conn: str, socket: str, now_ns: int) -> None:
+        self.conn = conn
+        self.socket = socket
+        self.opened_ns = self.heard_ns = now_ns
+        self.probed_ns: int | None = None  # when we asked whether it still lives
+        self.asked: dict[int | str, tuple[str, ...]] = {}  # request id → channels not yet acknowledged
+        self.seen: set[str] = set()  # channels that have delivered
+        self.warned = False
+
+
+PROBE_AFTER_NS = 20 * SECOND  # OKX drops a connection after 30 s without traffic (OKX docs-v5)
+DEAD_AFTER_NS = 10 * SECOND
+SILENT_AFTER_NS = 60 * SECOND
+
+
+def check_alive(
+    connections: Iterable[Connection], now_ns: int, probe: Callable[[], str], probe_after_ns: int, out: Out
+) -> None:
+    """Probe each silent connection, and replace the one that does not answer (a half-open socket)."""
+    for c in connections:
+        if c.probed_ns is not None:
+            if c.heard_ns > c.probed_ns:
+                c.probed_ns = None
+            elif elapsed(now_ns, c.probed_ns, DEAD_AFTER_NS):
+                c.probed_ns = now_ns
+                out.append(Reconnect(c.conn, "no answer to a keepalive"))
+        elif elapsed(now_ns, c.heard_ns, probe_after_ns):
+            c.probed_ns = now_ns
+            out.append(Send(c.conn, probe()))
+
+
+def check_acks(c: Connection, now_ns: int, out: Out) -> None:
+    """Say once which subscriptions were not acknowledged."""
+    if c.asked and elapsed(now_ns, c.opened_ns, DEAD_AFTER_NS):
+        missing = sorted(name for names in c.asked.values() for name in names)
+        c.asked.clear()
+        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        out.append(Note("error", "unacknowledged", f"{len(missing)} subscriptions not acknowledged: {shown}"))
+
+
+def check_silent(c: Connection, expected: Iterable[str], now_ns: int, out: Out) -> None:
+    """Say once a connection which subscribed channels have never delivered: an ack proves nothing."""
+    if c.warned or not elapsed(now_ns, c.opened_ns, SILENT_AFTER_NS):
+        return
+    c.warned = True
+    silent = sorted(set(expected) - c.seen)
+    if silent:
+        shown = ", ".join(silent[:5]) + (" …" if len(silent) > 5 else "")
+        out.append(
+            Note("warning", "silent", f"{len(silent)} subscribed channels sent nothing in 60 s: {shown}")
+        )

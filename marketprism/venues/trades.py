@@ -1,0 +1,165 @@
+"""One instrument's trades: each id once, and no id missing without a word.
+
+Exchanges number an instrument's trades one by one, so that a jump is a hole. A hole is filled over REST; what
+REST cannot give is told as a gap. Ids that fill a known hole are new, any other id at or below the last is a
+repetition (a second connection, a resend, an overlapping page).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from marketprism.events import Event, Gap, GapCause
+from marketprism.venues.base import MS, SECOND, Instrument, Out, elapsed
+
+_PAGES_MAX = 20  # of REST backfill for one hole; more would starve everything else of its budget
+_ATTEMPTS_MAX = 2  # after the first
+_ANSWER_NS = 20 * SECOND
+
+
+@dataclass(slots=True)
+class Hole:
+    """Ids `first` to `last`, both missing, between two trades whose times may be known."""
+
+    first: int
+    last: int
+    cause: GapCause
+    before_ms: int | None
+    after_ms: int | None
+    asked_ns: int
+    asked: tuple[int, int] = (0, 0)  # what the page under way was asked for
+    pages: int = 0
+    attempts: int = 0
+
+
+class TradeLog:
+    """Which trade ids have come, and which are being looked for."""
+
+    def __init__(
+        self, instrument: Instrument, backfill: Callable[[Instrument, int, int, Out], bool] | None
+    ) -> None:
+        """`backfill(instrument, first, last, out)` asks REST for these ids; False where it cannot."""
+        self.instrument = instrument
+        self.last_id: int | None = None
+        self.last_ts_ms: int | None = None
+        self.repeated = 0
+        self._backfill = backfill
+        self._holes: list[Hole] = []
+        self._cause: GapCause = "sequence"  # of the next jump
+
+    def resume(self, last_id: int, last_ts_ms: int | None) -> None:
+        """The last trade published by an earlier run: what lies between it and the next one is missing."""
+        self.last_id, self.last_ts_ms = last_id, last_ts_ms
+        self._cause = "restart"
+
+    def disconnected(self) -> None:
+        """The next jump, if any, is explained by a lost connection."""
+        self._cause = "disconnect"
+
+    def accept(self, first_id: int, last_id: int, ts_ms: int, now_ns: int, out: Out) -> bool:
+        """Whether a trade with these ids (first and last of what it sums up) is new. Notes holes."""
+        if self.last_id is None or last_id > self.last_id:
+            if self.last_id is not None and first_id > self.last_id + 1:
+                hole = Hole(self.last_id + 1, first_id - 1, self._cause, self.last_ts_ms, ts_ms, now_ns)
+                self._open(hole, now_ns, out)
+            self.last_id, self.last_ts_ms = last_id, ts_ms
+            self._cause = "sequence"
+            return True
+        for hole in self._holes:
+            if hole.first <= last_id <= hole.last:
+                self._fill(hole, first_id, last_id, ts_ms)
+                return True
+        self.repeated += 1
+        return False
+
+    def answered(self, covered: tuple[int, int] | None, now_ns: int, out: Out) -> None:
+        """A page of backfill was taken in. `covered`: its lowest and highest id; None for an empty page."""
+        if not self._holes:
+            return
+        hole = self._holes[0]
+        hole.pages += 1
+        if covered is not None:
+            # Numbers within the page that it does not list were never given out.
+            low, high = covered
+            if low <= hole.first:
+                hole.first = max(hole.first, high + 1)
+            if high >= hole.last:
+                hole.last = min(hole.last, low - 1)
+        stuck = (hole.first, hole.last) == hole.asked
+        if stuck or hole.pages >= _PAGES_MAX:
+            self._close(hole, now_ns, out)
+        self._ask(now_ns, out)
+
+    def failed(self, now_ns: int, out: Out, *, final: bool = False) -> None:
+        """REST refused or did not answer; `final`: it never will."""
+        if not self._holes:
+            return
+        hole = self._holes[0]
+        hole.attempts += 1
+        if final or hole.attempts > _ATTEMPTS_MAX:
+            self._close(hole, now_ns, out)
+        self._ask(now_ns, out)
+
+    def tick(self, now_ns: int, out: Out) -> None:
+        """Give up on an answer that does not come."""
+        if self._holes and elapsed(now_ns, self._holes[0].asked_ns, _ANSWER_NS):
+            self.failed(now_ns, out)
+
+    def close(self, now_ns: int, out: Out) -> None:
+        """The end: what is still missing is told."""
+        while self._holes:
+            self._close(self._holes[0], now_ns, out)
+
+    def _open(self, hole: Hole, now_ns: int, out: Out) -> None:
+        self._holes.append(hole)
+        if len(self._holes) == 1:
+            self._ask(now_ns, out)
+
+    def _ask(self, now_ns: int, out: Out) -> None:
+        """Ask for the first hole; one that cannot be asked for is told."""
+        while self._holes:
+            hole = self._holes[0]
+            hole.asked_ns = now_ns
+            hole.asked = hole.first, hole.last
+            if hole.first > hole.last:
+                self._holes.pop(0)
+                continue
+            if self._backfill is not None and self._backfill(self.instrument, hole.first, hole.last, out):
+                return
+            self._close(hole, now_ns, out)
+
+    def _fill(self, hole: Hole, first_id: int, last_id: int, ts_ms: int) -> None:
+        if first_id <= hole.first:
+            hole.first = last_id + 1
+            hole.before_ms = ts_ms
+            if hole.first > hole.last and hole is not self._holes[0]:
+                self._holes.remove(hole)
+        else:
+            # Filled from the middle (a second connection): keep looking for what lies before it.
+            after = Hole(last_id + 1, hole.last, hole.cause, ts_ms, hole.after_ms, hole.asked_ns)
+            hole.last, hole.after_ms = first_id - 1, ts_ms
+            if after.first <= after.last:
+                self._holes.insert(self._holes.index(hole) + 1, after)
+
+    def _close(self, hole: Hole, now_ns: int, out: Out) -> None:
+        """Stop looking, and tell what is still missing."""
+        self._holes.remove(hole)
+        if hole.first > hole.last:
+            return
+        i = self.instrument
+        gap = Gap(
+            exchange=i.exchange,
+            market_type=i.market_type,
+            symbol=i.symbol,
+            instrument_id=i.id,
+            ts_ms=hole.after_ms,
+            collected_ts_ms=now_ns // MS,
+            affected_data_type="trade",
+            cause=hole.cause,
+            last_id_before=str(hole.first - 1),
+            first_id_after=str(hole.last + 1),
+            last_ts_ms_before=hole.before_ms,
+            first_ts_ms_after=hole.after_ms,
+            missing=hole.last - hole.first + 1,
+        )
+        identity = f"trade:{hole.first}-{hole.last}"
+        out.append(Event(i.subject("gap"), i.event_id("gap", identity), gap))

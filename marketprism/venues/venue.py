@@ -1,0 +1,451 @@
+"""The half of a venue that is the same for all exchanges: instruments, connections, REST answers, time."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
+
+import msgspec
+
+from marketprism.events import (
+    Event,
+    Gap,
+    LsrAllAccount,
+    LsrTopAccount,
+    LsrTopPosition,
+    OrderBookDelta,
+    Payload,
+    Side,
+    Trade,
+    decode,
+)
+from marketprism.venues.base import (
+    MS,
+    SECOND,
+    Budget,
+    Connection,
+    Fetch,
+    Instrument,
+    Note,
+    Options,
+    Out,
+    Poll,
+    Socket,
+    check_acks,
+    check_alive,
+    check_silent,
+    elapsed,
+)
+from marketprism.venues.sync import BookSync, Numbering, Update, order_book
+from marketprism.venues.trades import TradeLog
+
+# What a frame or body that is not as documented may raise.
+MALFORMED = (
+    msgspec.DecodeError,
+    ValueError,
+    ArithmeticError,
+    KeyError,
+    IndexError,
+    TypeError,
+    RecursionError,
+)
+_INSTRUMENTS_RETRY_NS = 10 * SECOND
+_TOO_MANY = (418, 429)
+
+
+class Market:
+    """All that is held of one instrument."""
+
+    __slots__ = ("book", "instrument", "mark_price", "trades")
+
+    def __init__(self, instrument: Instrument, trades: TradeLog) -> None:
+        self.instrument = instrument
+        self.trades = trades
+        self.book: BookSync | None = None
+        self.mark_price: str | None = None
+
+
+class Venue(ABC):
+    """One exchange, spoken. See `base` for how it is driven."""
+
+    numbering: Numbering
+    budgets: ClassVar[tuple[Budget, ...]]
+    # How long a socket may be silent before it is asked whether it still lives.
+    probe_after_ns = 20 * SECOND
+    # Data types that come over a websocket without ids: what is lost with a connection can only be told by time.
+    unnumbered: ClassVar[frozenset[str]] = frozenset({"liquidation"})
+    # Pause between two messages of ours on one connection; exchanges count them.
+    send_interval_s: ClassVar[float] = 0.25
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.ready = False  # instruments are known: connect
+        self.malformed = 0
+        self.instruments: dict[str, Instrument] = {}
+        self.markets: dict[str, Market] = {}
+        self.connections: dict[str, Connection] = {}
+        self._newest_ts_ms: dict[tuple[str, str], int] = {}  # of polled types, by (data type, instrument)
+        self._asked_instruments_ns: int | None = None
+        self._down_ns: dict[str, int] = {}  # socket → since when it has no connection
+        self._request_id = 0
+        for symbol in options.symbols or ():
+            self.market(symbol)
+
+    # -- what an exchange fills in -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def sockets(self) -> list[Socket]:
+        """The websockets to keep open."""
+
+    @abstractmethod
+    def polls(self) -> list[Poll]:
+        """The REST calls to make again and again."""
+
+    @abstractmethod
+    def key_of(self, url: str) -> tuple[str, str] | None:
+        """The `Fetch.key` that a recorded URL of this exchange answers, whatever its host and version."""
+
+    @abstractmethod
+    def _ask_instruments(self) -> Iterable[Fetch]: ...
+
+    @abstractmethod
+    def _parse_instruments(self, body: bytes) -> Iterable[Instrument]: ...
+
+    @abstractmethod
+    def _guess(self, instrument_id: str) -> Instrument:
+        """An instrument without a description, as far as its name is unambiguous."""
+
+    @abstractmethod
+    def _subscribe(self, connection: Connection, out: Out) -> None: ...
+
+    @abstractmethod
+    def _frame(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
+        """One frame. Raises one of MALFORMED on what is not as documented."""
+
+    @abstractmethod
+    def _probe(self) -> str:
+        """A message that the exchange answers."""
+
+    @abstractmethod
+    def _resync(self, book: BookSync, now_ns: int, out: Out) -> None:
+        """Ask for a whole book."""
+
+    @abstractmethod
+    def _backfill(self, instrument: Instrument, first: int, last: int, out: Out) -> bool:
+        """Ask for the trades `first` to `last`; False where the exchange does not offer it."""
+
+    @abstractmethod
+    def _handlers(self) -> dict[str, Callable[[Fetch, bytes, int, Out], None]]:
+        """By kind of `Fetch`: what takes its body. A handler raises one of MALFORMED."""
+
+    def _channels(self, connection: Connection) -> Iterable[str]:
+        """The channels subscribed on this connection from which data must come within a minute."""
+        return ()
+
+    # -- how it is driven --------------------------------------------------------------------------------------
+
+    def start(self, now_ns: int) -> Out:
+        """The first requests. Connect once `ready`."""
+        self._asked_instruments_ns = now_ns
+        return list(self._ask_instruments())
+
+    def opened(self, socket: str, conn: str, now_ns: int) -> Out:
+        """A connection of the socket of this name is open."""
+        out: Out = []
+        connection = self.connections[conn] = Connection(conn, socket, now_ns)
+        self._subscribe(connection, out)
+        since_ns = self._down_ns.pop(socket, None)
+        if since_ns is not None:
+            self._tell_unnumbered(socket, since_ns, now_ns, out)
+        return out
+
+    def receive(self, conn: str, data: bytes, now_ns: int) -> Out:
+        """One frame, as the bytes of its text."""
+        out: Out = []
+        connection = self.connections[conn]
+        connection.heard_ns = now_ns
+        try:
+            self._frame(connection, data, now_ns, out)
+        except MALFORMED as e:
+            self._malformed("frame", data, e, out)
+        return out
+
+    def closed(self, conn: str, cause: str, now_ns: int) -> Out:
+        """A connection is gone."""
+        out: Out = []
+        connection = self.connections.pop(conn, None)
+        if connection is None:
+            return out
+        for market in self.markets.values():
+            if market.book is not None:
+                market.book.left(conn, now_ns, out)
+        if not any(c.socket == connection.socket for c in self.connections.values()):
+            self._down_ns[connection.socket] = now_ns
+            for market in self.markets.values():
+                market.trades.disconnected()
+        return out
+
+    def response(self, fetch: Fetch, status: int, body: bytes, now_ns: int) -> Out:
+        """The answer to a `Fetch`; status 0: there was none."""
+        out: Out = []
+        if status != 200:
+            self._refused(fetch, status, body, now_ns, out)
+            return out
+        try:
+            self._handlers()[fetch.kind](fetch, body, now_ns, out)
+        except MALFORMED as e:
+            self._malformed(f"answer to {fetch.path}", body, e, out)
+            self._refused(fetch, 0, b"", now_ns, out)
+        return out
+
+    def tick(self, now_ns: int) -> Out:
+        """Time has passed."""
+        out: Out = []
+        asked_ns = self._asked_instruments_ns
+        if not self.ready and asked_ns is not None and elapsed(now_ns, asked_ns, _INSTRUMENTS_RETRY_NS):
+            self._asked_instruments_ns = now_ns
+            out += self._ask_instruments()
+        check_alive(self.connections.values(), now_ns, self._probe, self.probe_after_ns, out)
+        for connection in self.connections.values():
+            check_acks(connection, now_ns, out)
+            check_silent(connection, self._channels(connection), now_ns, out)
+        for market in self.markets.values():
+            market.trades.tick(now_ns, out)
+            if market.book is not None:
+                market.book.tick(now_ns, out)
+        return out
+
+    def finish(self, now_ns: int) -> Out:
+        """The end: tell what is still missing."""
+        out: Out = []
+        for market in self.markets.values():
+            market.trades.close(now_ns, out)
+        return out
+
+    def republish(self, instrument_ids: Iterable[str], now_ns: int) -> Out:
+        """Publish these books whole."""
+        out: Out = []
+        for book in self._books(instrument_ids):
+            book.republish(now_ns, out)
+        return out
+
+    # -- where an earlier run stopped --------------------------------------------------------------------------
+
+    def resume_subjects(self) -> list[str]:
+        """The subjects whose last event `resume` wants to see."""
+        types = self.options.data_types - {"orderbook", "liquidation"}
+        if self.options.wants("orderbook") and self.options.book_method == "websocket":
+            types |= {"orderbook_delta"}
+        return [m.instrument.subject(t) for m in self.markets.values() for t in sorted(types)]
+
+    def resume(self, payloads: Iterable[bytes]) -> None:
+        """The last events published by an earlier run, so that what was missed since is told or fetched."""
+        for payload in payloads:
+            try:
+                data = decode(payload)
+            except msgspec.DecodeError:
+                continue  # of an earlier system: nothing to go on
+            market = self.markets.get(data.instrument_id)
+            if isinstance(data, Trade) and market is not None:
+                number = self._trade_number(data)
+                if number is not None:
+                    market.trades.resume(number, data.trade_ts_ms)
+            elif isinstance(data, OrderBookDelta) and market is not None and market.book is not None:
+                market.book.resume(data.last_update_id, data.ts_ms)
+            elif data.ts_ms is not None:
+                self._newest_ts_ms[_data_type(data), data.instrument_id] = data.ts_ms
+
+    def _trade_number(self, trade: Trade) -> int | None:
+        """The running number of a published trade."""
+        return int(trade.trade_id) if trade.trade_id.isdecimal() else None
+
+    # -- for the exchanges -------------------------------------------------------------------------------------
+
+    def market(self, instrument_id: str) -> Market | None:
+        """What is held of an instrument; None for one that is not collected."""
+        market = self.markets.get(instrument_id)
+        if market is None and self._collected(instrument_id):
+            instrument = self.instruments.get(instrument_id) or self._guess(instrument_id)
+            market = self.markets[instrument_id] = Market(instrument, TradeLog(instrument, self._backfill))
+            if self.options.wants("orderbook") and self.options.book_method == "websocket":
+                market.book = BookSync(instrument, self.options, self.numbering, self._resync)
+        return market
+
+    def book(self, instrument_id: str, conn: str, now_ns: int) -> BookSync | None:
+        """The book that an update on this connection is for."""
+        market = self.market(instrument_id)
+        if market is None or market.book is None:
+            return None
+        market.book.joined(conn, now_ns)
+        return market.book
+
+    def describe(self, instrument_id: str) -> Instrument:
+        """An instrument, collected or not."""
+        return self.instruments.get(instrument_id) or self._guess(instrument_id)
+
+    def connections_of(self, book: BookSync) -> Iterator[Connection]:
+        """The connections that carry this book."""
+        return (c for c in self.connections.values() if c.conn in book.conns)
+
+    def next_id(self) -> int:
+        """An id for a request of ours."""
+        self._request_id += 1
+        return self._request_id
+
+    def is_new(self, data_type: str, instrument_id: str, ts_ms: int) -> bool:
+        """Whether this polled figure is newer than the last one published."""
+        key = data_type, instrument_id
+        if ts_ms <= self._newest_ts_ms.get(key, -1):
+            return False
+        self._newest_ts_ms[key] = ts_ms
+        return True
+
+    def take_instruments(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
+        """The answer with instrument descriptions."""
+        for instrument in self._parse_instruments(body):
+            self.instruments[instrument.id] = instrument
+            market = self.markets.get(instrument.id)
+            if market is not None:
+                market.instrument = market.trades.instrument = instrument
+                if market.book is not None:
+                    market.book.instrument = instrument
+        if not self.ready and self._instruments_complete(fetch):
+            self.ready = True
+            for unknown in sorted(self.markets.keys() - self.instruments.keys()):
+                text = f"{self.options.name} lists no instrument {unknown!r}: it is not collected"
+                out.append(Note("error", "unknown_symbol", text, unknown))
+                del self.markets[unknown]
+
+    def _instruments_complete(self, fetch: Fetch) -> bool:
+        """Whether, with this answer, all instruments are known."""
+        return True
+
+    def trade(
+        self,
+        market: Market,
+        number: tuple[int, int],
+        *,
+        trade_id: str,
+        price: str,
+        quantity: str,
+        side: Side,
+        ts_ms: int,
+        now_ns: int,
+        out: Out,
+        span: tuple[str, str] | None = None,
+        seq: int | None = None,
+    ) -> None:
+        """Publish a trade unless it has been. `number`: first and last running number of what it sums up."""
+        if not market.trades.accept(*number, ts_ms, now_ns, out):
+            return
+        i = market.instrument
+        data = Trade(
+            exchange=i.exchange,
+            market_type=i.market_type,
+            symbol=i.symbol,
+            instrument_id=i.id,
+            ts_ms=ts_ms,
+            collected_ts_ms=now_ns // MS,
+            trade_id=trade_id,
+            price=price,
+            quantity=i.base_quantity(quantity, price),
+            exchange_quantity=quantity,
+            quantity_unit=i.unit,
+            side=side,
+            trade_ts_ms=ts_ms,
+            first_trade_id=span[0] if span else None,
+            last_trade_id=span[1] if span else None,
+            trade_seq=seq,
+            normalized_symbol=i.symbol,
+        )
+        out.append(Event(i.subject("trade"), i.event_id("trade", trade_id), data))
+
+    def publish(
+        self,
+        cls: type[Payload],
+        i: Instrument,
+        ts_ms: int | None,
+        identity: object,
+        now_ns: int,
+        out: Out,
+        **fields: Any,
+    ) -> None:
+        """Publish an event of the rarer types."""
+        data_type = str(cls.__struct_config__.tag)
+        data: Any = cls(
+            exchange=i.exchange,
+            market_type=i.market_type,
+            symbol=i.symbol,
+            instrument_id=i.id,
+            ts_ms=ts_ms,
+            collected_ts_ms=now_ns // MS,
+            **fields,
+        )
+        out.append(Event(i.subject(data_type), i.event_id(data_type, identity), data))
+
+    def polled_book(self, market: Market, snap: Update, now_ns: int, out: Out) -> None:
+        """`orderbook.method: snapshot`: publish what REST said."""
+        depth = self.options.snapshot_depth
+        out.append(
+            order_book(
+                market.instrument, snap.bids[:depth], snap.asks[:depth], snap.last_id, snap.ts_ms, now_ns
+            )
+        )
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _collected(self, instrument_id: str) -> bool:
+        symbols = self.options.symbols
+        return symbols is None or instrument_id in symbols
+
+    def _books(self, instrument_ids: Iterable[str]) -> Iterator[BookSync]:
+        for instrument_id in instrument_ids:
+            market = self.markets.get(instrument_id)
+            if market is not None and market.book is not None:
+                yield market.book
+
+    def _malformed(self, what: str, data: bytes, error: Exception, out: Out) -> None:
+        self.malformed += 1
+        excerpt = data[:120].decode("utf-8", "replace")
+        out.append(Note("warning", "malformed", f"{what} not as documented: {error}: {excerpt!r}"))
+
+    def _refused(self, fetch: Fetch, status: int, body: bytes, now_ns: int, out: Out) -> None:
+        market = self.markets.get(fetch.instrument)
+        if fetch.kind == "depth" and market is not None and market.book is not None:
+            market.book.failed(now_ns)
+        elif fetch.kind == "trades" and market is not None:
+            final = 400 <= status < 500 and status not in _TOO_MANY
+            market.trades.failed(now_ns, out, final=final)
+        if status:
+            excerpt = body[:120].decode("utf-8", "replace")
+            out.append(
+                Note("warning", "rest_error", f"{fetch.path}: HTTP {status} {excerpt}", fetch.instrument)
+            )
+
+    def _tell_unnumbered(self, socket: str, since_ns: int, now_ns: int, out: Out) -> None:
+        """What has no ids and came over this socket is missing for as long as it was away."""
+        for data_type in sorted(self.unnumbered & self.options.data_types & self._types_on(socket)):
+            for market in self.markets.values():
+                i = market.instrument
+                fields = {
+                    "affected_data_type": data_type,
+                    "cause": "disconnect",
+                    "last_ts_ms_before": since_ns // MS,
+                    "first_ts_ms_after": now_ns // MS,
+                    "detail": "times by the collector's clock: the exchange numbers nothing here",
+                }
+                self.publish(Gap, i, now_ns // MS, f"{data_type}:{since_ns // MS}", now_ns, out, **fields)
+
+    def _types_on(self, socket: str) -> frozenset[str]:
+        """The data types that come over this socket."""
+        return self.options.data_types
+
+
+def _data_type(data: Payload) -> str:
+    return str(type(data).__struct_config__.tag)
+
+
+LSR: dict[str, type[Payload]] = {
+    "lsr_top_position": LsrTopPosition,
+    "lsr_top_account": LsrTopAccount,
+    "lsr_all_account": LsrAllAccount,
+}

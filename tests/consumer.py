@@ -1,0 +1,73 @@
+"""A consumer of `orderbook_delta` that knows nothing but the published payloads: the judge of books in tests.
+
+Deliberately naive, and written from the documentation of the payload, not from the collector's book.
+"""
+
+import zlib
+from decimal import Decimal
+from typing import Any
+
+
+class ConsumerBook:
+    """A book rebuilt from published deltas."""
+
+    def __init__(self) -> None:
+        self.bids: dict[Decimal, tuple[str, str]] = {}
+        self.asks: dict[Decimal, tuple[str, str]] = {}
+        self.last_id: int | None = None
+        self.begun = False
+        self.broken = False  # a delta did not follow: the chain has a hole that nobody told
+
+    def gap(self) -> None:
+        """A gap was told: wait for the next snapshot."""
+        self.begun = False
+
+    def take(self, data: dict[str, Any]) -> bool:
+        """Apply a payload; False where it is to be passed over."""
+        if data["update_type"] == "snapshot":
+            self.bids, self.asks = {}, {}
+            self.begun = True
+        elif not self.begun:
+            return False
+        elif not self._follows(data):
+            self.broken = True
+        for side, levels in ((self.bids, data["bids"]), (self.asks, data["asks"])):
+            for price, quantity in levels:
+                if Decimal(quantity) == 0:
+                    side.pop(Decimal(price), None)
+                else:
+                    side[Decimal(price)] = price, quantity
+        self.last_id = data["last_update_id"]
+        return True
+
+    def _follows(self, data: dict[str, Any]) -> bool:
+        first, prev, last = data["first_update_id"], data["prev_update_id"], data["last_update_id"]
+        if last is None:
+            return self.last_id is None
+        if prev is not None and prev == self.last_id:
+            return True
+        assert self.last_id is not None
+        if first is not None:
+            return bool(first <= self.last_id + 1 <= last)
+        return bool(prev is not None and prev <= self.last_id < last)
+
+    def best(self) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:
+        """Best bid and best ask as published."""
+        return (
+            self.bids[max(self.bids)] if self.bids else None,
+            self.asks[min(self.asks)] if self.asks else None,
+        )
+
+    @property
+    def crossed(self) -> bool:
+        """Best bid at or above best ask."""
+        return bool(self.bids and self.asks and max(self.bids) >= min(self.asks))
+
+    def crc32(self) -> int:
+        """OKX's checksum, by its documentation."""
+        bids = [self.bids[p] for p in sorted(self.bids, reverse=True)[:25]]
+        asks = [self.asks[p] for p in sorted(self.asks)[:25]]
+        parts = []
+        for n in range(25):
+            parts += [":".join(side[n]) for side in (bids, asks) if n < len(side)]
+        return int.from_bytes(zlib.crc32(":".join(parts).encode()).to_bytes(4, "big"), "big", signed=True)
