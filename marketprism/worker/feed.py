@@ -1,0 +1,278 @@
+"""Websocket in: connect, keep one connection of a socket, replace it before it is cut, back off."""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.frames import Frame, Opcode
+
+from marketprism.logs import RateLimitedLog
+from marketprism.venues.base import Socket
+
+log = logging.getLogger(__name__)
+
+OPEN_TIMEOUT_S = 15.0
+FIRST_BACKOFF_S = 0.5
+LAST_BACKOFF_S = 30.0
+HEALTHY_S = 60.0  # a connection that lived this long starts the back-off anew
+# Binance cuts after 24 h; each connection leaves at another moment before that.
+ROTATE_AFTER_S = (22.5 * 3600, 23.5 * 3600)
+OVERLAP_S = 5.0  # how long both connections deliver while one replaces the other
+MAX_FRAME_BYTES = 32 << 20
+CONNECT_ERRORS = (OSError, TimeoutError, InvalidHandshake, InvalidURI, ConnectionClosed)
+
+
+class Driver(Protocol):
+    """Who is told what happens on a socket."""
+
+    def opened(self, socket: str, conn: str) -> None: ...
+
+    def received(self, conn: str, data: bytes, read_ns: int) -> None: ...
+
+    def sent(self, conn: str, text: str) -> None: ...
+
+    def closed(self, conn: str, cause: str) -> None: ...
+
+
+class _Direct(ClientConnection):
+    """Hands each whole frame on at the moment it is read, without a queue and a wake-up in between."""
+
+    def __init__(self, *args: Any, on_frame: Callable[[bytes, int], None], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._on_frame = on_frame
+        self._in_fragments = False
+        self._read_ns = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Note when the socket was read: latency counts from here."""
+        self._read_ns = time.perf_counter_ns()
+        super().data_received(data)
+
+    def process_event(self, event: Any) -> None:
+        """Frames that are a whole message pass at once; fragments are put together by the library."""
+        if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            if event.fin and not self._in_fragments:
+                self._on_frame(bytes(event.data), self._read_ns)
+                return
+            self._in_fragments = not event.fin
+        super().process_event(event)
+
+
+class _Connection:
+    """One connection from its first attempt to its end."""
+
+    def __init__(self, name: str, socket: Socket, driver: Driver, send_interval_s: float) -> None:
+        self.name = name
+        self.opened = asyncio.Event()
+        self._socket = socket
+        self._driver = driver
+        self._send_interval_s = send_interval_s
+        self._outgoing: asyncio.Queue[str] = asyncio.Queue()
+        self._early: deque[tuple[bytes, int]] = deque()
+        self._cause = ""
+        self._ws: ClientConnection | None = None
+
+    async def run(self) -> str:
+        """Connect and serve until the connection ends; returns why. Raises one of CONNECT_ERRORS."""
+        factory = partial(_Direct, on_frame=self._on_frame)
+        async with connect(
+            self._socket.url,
+            create_connection=factory,  # type: ignore[arg-type]  # any callable that makes one will do
+            compression=None,
+            open_timeout=OPEN_TIMEOUT_S,
+            ping_interval=None,  # exchanges ping, and the venue probes a silent connection in its own words
+            max_size=MAX_FRAME_BYTES,
+            close_timeout=2,
+        ) as ws:
+            self._ws = ws
+            self._driver.opened(self._socket.name, self.name)
+            self.opened.set()
+            while self._early:
+                self._driver.received(self.name, *self._early.popleft())
+            sender = asyncio.create_task(self._send_all(ws))
+            try:
+                while True:  # only messages that came in fragments
+                    self._on_frame(await ws.recv(decode=False), time.perf_counter_ns())
+            except ConnectionClosed as e:
+                return self._cause or str(e)
+            finally:
+                sender.cancel()
+                self._driver.closed(self.name, self._cause or "closed by the exchange")
+
+    def send(self, text: str) -> None:
+        """Send soon, at the pace the exchange allows."""
+        self._outgoing.put_nowait(text)
+
+    async def close(self, cause: str) -> None:
+        """End the connection."""
+        self._cause = self._cause or cause
+        if self._ws is not None:
+            await self._ws.close()
+
+    def _on_frame(self, data: bytes, read_ns: int) -> None:
+        if not self.opened.is_set():
+            self._early.append((data, read_ns))
+            return
+        try:
+            self._driver.received(self.name, data, read_ns)
+        except Exception:
+            # A defect of ours: told in full, and this connection begun anew, so that no state is trusted after it.
+            log.exception("internal error on a frame of %s: %r", self.name, data[:200])
+            self._cause = "internal error"
+            if self._ws is not None:
+                self._ws.transport.abort()
+
+    async def _send_all(self, ws: ClientConnection) -> None:
+        try:
+            while True:
+                text = await self._outgoing.get()
+                await ws.send(text)
+                self._driver.sent(self.name, text)
+                await asyncio.sleep(self._send_interval_s)
+        except ConnectionClosed:
+            return  # told by the receiving side
+
+
+class Feed:
+    """Keeps one socket of a venue connected, for ever."""
+
+    def __init__(self, socket: Socket, driver: Driver, send_interval_s: float) -> None:
+        self.socket = socket
+        self.reconnections = 0
+        self._driver = driver
+        self._send_interval_s = send_interval_s
+        self._log = RateLimitedLog(log)
+        self._connections: dict[str, _Connection] = {}
+        self._replacing: asyncio.Event = asyncio.Event()
+        self._serial = 0
+        self._began = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is open."""
+        return any(c.opened.is_set() for c in self._connections.values())
+
+    def owns(self, conn: str) -> bool:
+        """Whether this connection is one of this feed's."""
+        return conn in self._connections
+
+    def send(self, conn: str, text: str) -> None:
+        """Send on a connection; nothing where it is gone."""
+        connection = self._connections.get(conn)
+        if connection is not None:
+            connection.send(text)
+
+    def replace(self, conn: str, cause: str, overlap: bool) -> None:
+        """Get a new connection; the old one goes at once, or when the new one delivers (`overlap`)."""
+        connection = self._connections.get(conn)
+        if connection is None:
+            return
+        log.info("%s: replacing the connection: %s", conn, cause, extra={"event": "reconnect"})
+        if overlap:
+            self._replacing.set()
+        else:
+            task = asyncio.create_task(connection.close(cause))
+            task.add_done_callback(lambda t: t.exception() if not t.cancelled() else None)
+
+    async def run(self) -> None:
+        """Connect, serve, connect again; returns only by cancellation."""
+        backoff_s, failing_since = FIRST_BACKOFF_S, None
+        current: asyncio.Task[str] | None = None
+        try:
+            while True:
+                began = time.monotonic()
+                if current is None:
+                    current = self._start()
+                current, error = await self._serve(current)
+                if current is not None:
+                    continue  # handed over to a new connection
+                now = time.monotonic()
+                if now - began >= HEALTHY_S:
+                    backoff_s, failing_since = FIRST_BACKOFF_S, None
+                failing_since = began if failing_since is None else failing_since
+                self.reconnections += 1
+                self._log.warning(
+                    "lost",
+                    "%s: %s; trying for %.0f s, next in about %.1f s",
+                    self.socket.url,
+                    error,
+                    now - failing_since,
+                    backoff_s,
+                    event="disconnect",
+                )
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+                backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+        finally:
+            if current is not None:
+                current.cancel()
+                await asyncio.wait([current])
+
+    def _start(self) -> asyncio.Task[str]:
+        """Begin a connection with a name of its own."""
+        self._serial += 1
+        name = f"{self.socket.url}#{self.socket.name}.{self._began}.{self._serial}"
+        connection = _Connection(name, self.socket, self._driver, self._send_interval_s)
+        self._connections[name] = connection
+        task = asyncio.create_task(connection.run(), name=name)
+        task.add_done_callback(lambda _: self._connections.pop(name, None))
+        return task
+
+    async def _serve(self, task: asyncio.Task[str]) -> tuple[asyncio.Task[str] | None, str]:
+        """Serve until the connection ends (None, why) or another has taken over (its task, "")."""
+        self._replacing.clear()
+        lifetime_s = random.uniform(*ROTATE_AFTER_S)
+        replacing = asyncio.create_task(self._replacing.wait())
+        try:
+            await asyncio.wait([task, replacing], timeout=lifetime_s, return_when=asyncio.FIRST_COMPLETED)
+            while not task.done():
+                successor = await self._hand_over(task)
+                if successor is not None:
+                    return successor, ""
+                await asyncio.wait(
+                    [task], timeout=LAST_BACKOFF_S
+                )  # it did not come up: keep the old one, try again
+        finally:
+            replacing.cancel()
+        return None, _why(task)
+
+    async def _hand_over(self, task: asyncio.Task[str]) -> asyncio.Task[str] | None:
+        """Open a second connection, let both deliver for a while, close the first. None if the second failed."""
+        successor = self._start()
+        connection = self._connections[successor.get_name()]
+        opened = asyncio.create_task(connection.opened.wait())
+        try:
+            await asyncio.wait(
+                [successor, opened], timeout=OPEN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            opened.cancel()
+        if successor.done() or not connection.opened.is_set():
+            successor.cancel()
+            return None
+        await asyncio.wait([successor, task], timeout=OVERLAP_S, return_when=asyncio.FIRST_COMPLETED)
+        if successor.done():
+            return None
+        old = self._connections.get(task.get_name())
+        if old is not None:
+            await old.close("replaced")
+        return successor
+
+
+def _why(task: asyncio.Task[str]) -> str:
+    """Why a connection ended, in one line."""
+    if task.cancelled():
+        return "cancelled"
+    error = task.exception()
+    if error is None:
+        return task.result()
+    if isinstance(error, CONNECT_ERRORS):
+        return f"cannot connect: {error or type(error).__name__}"
+    log.error("internal error of a connection", exc_info=error)
+    return f"internal error: {error}"

@@ -1,0 +1,257 @@
+"""One connection to NATS, a thin layer over nats-py.
+
+Everything that leans on the insides of nats-py is in this module, and there are two such places:
+
+* frames are written straight to its transport (`Link.write`): `Client.publish` costs about 10 us more a
+  message, and tells nobody when the bytes left;
+* acknowledgements skip its queue and task per subscription (`_Client._process_msg`), another 4 us a message.
+
+A `Link` lives as long as its connection. nats-py's own reconnecting is switched off because it keeps the
+commands that were not yet written and sends them first thing on the new connection, before anybody can ask
+the stream what it already holds.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
+
+AckHandler = Callable[[int, bytes, bytes | None], None]
+"""Called with the token of the message, the reply's body and its raw header block (None without one)."""
+
+CLOSE_TIMEOUT_S = 2.0
+REQUEST_TIMEOUT_S = 5.0
+PING_INTERVAL_S = 10
+MESSAGE_NOT_FOUND = 10037
+STREAM_NOT_FOUND = 10059
+SCHEMES = ("nats", "tls")
+
+
+class LinkError(Exception):
+    """Something NATS could not or would not do, said in one line.
+
+    `code` is JetStream's own error number where there is one, else 0.
+    """
+
+    def __init__(self, text: str, code: int = 0) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class ApiError(msgspec.Struct):
+    """JetStream's error object (nats-server, errors.json)."""
+
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class StoredMessage(msgspec.Struct):
+    """A message as the stream holds it; msgspec undoes the base64 of the two blobs."""
+
+    subject: str
+    seq: int
+    hdrs: bytes = b""
+    data: bytes = b""
+
+    @property
+    def message_id(self) -> str:
+        """Its `Nats-Msg-Id`, empty if it was published without one."""
+        for line in self.hdrs.split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            if name.lower() == b"nats-msg-id":
+                return value.strip().decode()
+        return ""
+
+
+class _MessageReply(msgspec.Struct):
+    message: StoredMessage | None = None
+    error: ApiError | None = None
+
+
+class _Client(Client):
+    """nats-py's client, handing the replies of one subscription over without a queue between."""
+
+    ack_sid = -1
+    ack_prefix_bytes = 0
+    on_ack: AckHandler | None = None
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
+    ) -> None:
+        if sid != self.ack_sid or self.on_ack is None:
+            await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]
+            return
+        token = subject[self.ack_prefix_bytes :]
+        if token.isdigit():
+            self.on_ack(int(token), data, headers)
+
+
+class Link:
+    """A live connection: raw frames out, acknowledgements in."""
+
+    def __init__(
+        self, on_ack: AckHandler, on_lost: Callable[[], None], on_error: Callable[[str], None]
+    ) -> None:
+        """Hold the three callbacks; `on_lost` may come more than once, none of them may raise."""
+        self._client = _Client()
+        self._client.on_ack = on_ack
+        self._on_lost = on_lost
+        self._on_error = on_error
+        self._last_error: Exception | None = None
+        self._opened = False
+        self.reply_prefix = b""
+
+    async def open(self, servers: Sequence[str], name: str, options: Mapping[str, Any]) -> None:
+        """Connect to one of the servers and listen for acknowledgements.
+
+        `options` are keyword arguments of nats-py's `Client.connect` for authentication and TLS.
+        Raises LinkError in one line, whatever the reason.
+        """
+        try:
+            await self._connect(servers, name, options)
+        except (nats.errors.Error, OSError, TimeoutError, ImportError, ValueError) as error:
+            await self.close()
+            raise LinkError(_why(self._last_error or error, servers)) from error
+        self._opened = True
+
+    async def _connect(self, servers: Sequence[str], name: str, options: Mapping[str, Any]) -> None:
+        await self._client.connect(
+            servers=list(servers),
+            name=name,
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            ping_interval=PING_INTERVAL_S,
+            error_cb=self._error,
+            closed_cb=self._closed,
+            **options,
+        )
+        inbox = self._client.new_inbox()
+        subscription = await self._client.subscribe(f"{inbox}.*")
+        self._client.ack_sid = subscription._id
+        self._client.ack_prefix_bytes = len(inbox) + 1
+        self.reply_prefix = f"{inbox}.".encode()
+        # The round trip lets the SUB reach the transport before any frame written past nats-py's buffer.
+        await self._client.flush()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands, as far as is known."""
+        return self._opened and self._client.is_connected
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """What the server accepts for one message, headers included."""
+        return self._client.max_payload
+
+    @property
+    def loss(self) -> str:
+        """Why the connection ended, as far as is known."""
+        return _plain(self._client.last_error or self._last_error or "closed by the server")
+
+    @property
+    def client(self) -> Client:
+        """nats-py's client, for requests beside the stream of messages."""
+        return self._client
+
+    def write(self, frames: bytes) -> None:
+        """Hand whole protocol frames to the socket; never blocks. On a dead connection they are gone."""
+        transport = self._client._transport
+        if transport is None or not self.connected:
+            self._on_lost()
+            return
+        try:
+            transport.write(frames)
+        except (OSError, RuntimeError) as error:  # RuntimeError: uvloop's word for a closed handle
+            self._last_error = error
+            self._on_lost()
+
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether the server answers a ping in time."""
+        try:
+            await self._client.rtt(timeout=timeout_s)  # type: ignore[arg-type]
+        except (nats.errors.Error, OSError):
+            return False
+        return self.connected
+
+    async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
+        """The newest message of a subject, None if the stream holds none.
+
+        Asked from the stream's leader, not through "direct get", whose answer may come from a replica that
+        lags. Raises LinkError (with JetStream's code) if there is no answer.
+        """
+        request = msgspec.json.encode({"last_by_subj": subject})
+        try:
+            answer = await self._client.request(
+                f"$JS.API.STREAM.MSG.GET.{stream}", request, timeout=REQUEST_TIMEOUT_S
+            )
+            reply = msgspec.json.decode(answer.data, type=_MessageReply)
+        except (nats.errors.Error, OSError, msgspec.MsgspecError) as error:
+            raise LinkError(f"no answer from stream {stream} about {subject}: {_plain(error)}") from error
+        if reply.error is None or reply.error.err_code == MESSAGE_NOT_FOUND:
+            return reply.message
+        raise LinkError(f"stream {stream}: {reply.error.description}", reply.error.err_code)
+
+    async def close(self) -> None:
+        """End the connection at once; what was written and not sent is dropped."""
+        self._opened = False
+        transport = self._client._transport
+        writer = transport._io_writer if isinstance(transport, TcpTransport) else None
+        if writer is not None:
+            # Without this a server that stopped reading would keep the socket, and its buffer, for ever.
+            writer.transport.abort()
+        with suppress(nats.errors.Error, OSError, TimeoutError, AssertionError):
+            await asyncio.wait_for(self._client.close(), CLOSE_TIMEOUT_S)
+
+    async def _closed(self) -> None:
+        self._on_lost()
+
+    async def _error(self, error: Exception) -> None:
+        self._last_error = error
+        ending = isinstance(error, nats.errors.StaleConnectionError | OSError)
+        if self.connected and not ending:
+            self._on_error(_plain(error))
+
+
+def check_servers(servers: Sequence[str]) -> None:
+    """Raise ValueError, in one line, for a server address that cannot be used."""
+    if not servers:
+        raise ValueError(
+            "NATS servers: expected at least one address such as nats://127.0.0.1:4222, found none"
+        )
+    for server in servers:
+        scheme = urlsplit(server).scheme if "://" in server else "nats"
+        if scheme not in SCHEMES:
+            raise ValueError(
+                f"NATS server {_address(server)}: expected nats://host:port or tls://host:port, found {scheme}://"
+            )
+
+
+def _why(error: Exception, servers: Sequence[str]) -> str:
+    where = ", ".join(_address(server) for server in servers)
+    text = _plain(error)
+    if "authorization violation" in text.lower() or "authentication" in text.lower():
+        return f"NATS at {where} rejects the credentials ({text}); check user, password or token for NATS"
+    if isinstance(error, ConnectionRefusedError):
+        return f"NATS at {where} refuses the connection; is nats-server running there?"
+    if isinstance(error, TimeoutError):
+        return f"NATS at {where} does not answer"
+    return f"NATS at {where}: {text}"
+
+
+def _plain(error: object) -> str:
+    """An error in one line, without nats-py's prefix."""
+    text = " ".join(str(error).split()).removeprefix("nats: ").strip("'")
+    return text or type(error).__name__
+
+
+def _address(server: str) -> str:
+    """Host and port without user and password."""
+    return server.rpartition("@")[2].removeprefix("nats://").removeprefix("tls://")

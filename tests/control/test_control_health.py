@@ -1,0 +1,138 @@
+"""What makes a worker healthy, degraded or unhealthy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from marketprism.control.health import HealthRules, Status, assess, judge, nats_status, report_of
+from marketprism.control.metrics import Labels, Readings
+from marketprism.control.processes import MB, Figures, LastExit, RunState, WorkerView
+
+NOW_S = 1_760_000_000.0
+GOOD = {
+    "worker_heartbeat_timestamp_seconds": NOW_S - 1.0,
+    "live_books": 2.0,
+    "expected_books": 2.0,
+    "websocket_connected": 3.0,
+    "websocket_expected": 3.0,
+    "nats_connected": 1.0,
+    "last_book_timestamp_seconds": NOW_S - 0.2,
+}
+WORKER = WorkerView(
+    name="okx_spot",
+    exchanges=("okx_spot",),
+    state=RunState.RUNNING,
+    pid=4711,
+    uptime_s=3600.0,
+    restarts={"error": 0},
+    last_exit=None,
+    soft_mb=120,
+    hard_mb=160,
+    figures=Figures(32.5, 100 * MB, frozen=False),
+)
+
+
+def readings(changes: Mapping[str, float | None] | None = None) -> Readings:
+    values = {**GOOD, **(changes or {})}
+    samples: dict[str, dict[Labels, float]] = {
+        f"marketprism_{name}": {(("exchange", "okx_spot"),): value}
+        for name, value in values.items()
+        if value is not None
+    }
+    return Readings(samples, {"okx_spot": 12.34})
+
+
+def found(worker: WorkerView = WORKER, /, **changes: float | None) -> tuple[Status, list[str]]:
+    findings = assess(worker, report_of(readings(changes), "okx_spot", NOW_S), HealthRules())
+    return findings.status, findings.reasons
+
+
+def test_all_fresh_and_complete_is_healthy() -> None:
+    assert found() == (Status.HEALTHY, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "reason"),
+    [
+        ({"worker_heartbeat_timestamp_seconds": NOW_S - 2.6}, Status.UNHEALTHY, "stuck"),
+        ({"live_books": 1.0}, Status.DEGRADED, "books_not_live"),
+        ({"live_books": 0.0}, Status.UNHEALTHY, "books_not_live"),
+        ({"last_book_timestamp_seconds": NOW_S - 11}, Status.DEGRADED, "books_stale"),
+        ({"websocket_connected": 2.0}, Status.DEGRADED, "websocket_down"),
+        ({"websocket_connected": 0.0}, Status.UNHEALTHY, "websocket_down"),
+        ({"nats_connected": 0.0}, Status.UNHEALTHY, "nats_disconnected"),
+        ({"nats_connected": None}, Status.DEGRADED, "nats_disconnected"),
+        ({"memory_soft_exceeded": 1.0}, Status.DEGRADED, "memory_soft"),
+    ],
+)
+def test_each_trouble(changes: dict[str, float | None], status: Status, reason: str) -> None:
+    assert found(**changes) == (status, [reason])
+
+
+def test_a_worker_without_books_needs_none() -> None:
+    assert found(live_books=0.0, expected_books=0.0, last_book_timestamp_seconds=None) == (Status.HEALTHY, [])
+
+
+def test_more_sockets_than_expected_while_one_is_rotated_is_fine() -> None:
+    assert found(websocket_connected=4.0)[0] is Status.HEALTHY
+
+
+def test_starting_is_degraded_for_a_minute_then_unhealthy() -> None:
+    nothing = dict.fromkeys(GOOD)
+    not_yet = replace(WORKER, state=RunState.WAITING, uptime_s=0.0, figures=None)
+    assert found(not_yet, **nothing) == (Status.DEGRADED, ["starting"])
+    assert found(replace(WORKER, uptime_s=5.0), **nothing) == (Status.DEGRADED, ["starting"])
+    assert found(replace(WORKER, uptime_s=61.0), **nothing) == (Status.UNHEALTHY, ["no_heartbeat"])
+    assert found(replace(WORKER, uptime_s=5.0), live_books=0.0)[0] is Status.DEGRADED
+
+
+@pytest.mark.parametrize(
+    ("worker", "reason"),
+    [
+        (
+            replace(
+                WORKER, state=RunState.WAITING, figures=None, last_exit=LastExit("error", 1, 0.0, 0.1, "")
+            ),
+            "restarting",
+        ),
+        (replace(WORKER, state=RunState.STOPPING), "not_running"),
+        (replace(WORKER, state=RunState.FAILED, figures=None), "given_up"),
+        (
+            replace(WORKER, state=RunState.FAILED, last_exit=LastExit("config", 78, 0.0, 0.1, "bad")),
+            "bad_configuration",
+        ),
+        (replace(WORKER, figures=Figures(0.0, MB, frozen=True)), "frozen"),
+        (replace(WORKER, figures=None), "stuck"),
+    ],
+)
+def test_a_worker_that_does_not_run_is_unhealthy_whatever_it_wrote_last(
+    worker: WorkerView, reason: str
+) -> None:
+    assert found(worker) == (Status.UNHEALTHY, [reason])
+
+
+def test_the_whole_is_as_ill_as_its_illest_part() -> None:
+    ill = replace(WORKER, name="okx_derivatives", exchanges=("okx_derivatives",), state=RunState.FAILED)
+    health = judge([WORKER, ill], readings(), HealthRules(), NOW_S)
+    assert health.status is Status.UNHEALTHY
+    assert health.statuses() == {"okx_spot": "healthy", "okx_derivatives": "unhealthy"}
+    assert health.entries["okx_spot"]["messages_per_second"] == 12.3
+    assert health.entries["okx_spot"]["memory_mb"] == 100.0
+    assert health.entries["okx_spot"]["cpu_percent"] == 32.5
+
+
+@pytest.mark.parametrize(
+    ("connected", "status"),
+    [
+        ([], "unknown"),
+        ([None], "unknown"),
+        ([True, None], "healthy"),
+        ([True, False], "degraded"),
+        ([False], "unhealthy"),
+    ],
+)
+def test_nats_as_the_workers_see_it(connected: list[bool | None], status: str) -> None:
+    assert nats_status(connected) == status
