@@ -252,7 +252,7 @@ def decode(payload: bytes) -> AnyPayload:
 
 
 # What NATS gives a meaning in a subject token, and white space (NATS docs, subject-based messaging).
-_FORBIDDEN_IN_TOKEN = str.maketrans({c: "_" for c in ".*> \t\r\n\0"})
+_FORBIDDEN_IN_TOKEN = str.maketrans(dict.fromkeys(".*> \t\r\n\x00", "_"))
 
 
 def subject(data_type: str, exchange: str, market_type: str, symbol: str) -> str:

@@ -326,7 +326,7 @@ def test_a_terminal_is_refreshed_in_place() -> None:
 def test_elsewhere_lines_are_added_every_few_seconds() -> None:
     out = io.StringIO()
     view = View(out, "simulated exchanges", "logs")
-    for second in range(11):
+    for second in range(15):
         view.draw(_readings(), second)
     assert "\x1b" not in out.getvalue()
     assert out.getvalue().count("MarketPrism ·") == 3

@@ -114,8 +114,13 @@ def _start_simulator(running: list[Child]) -> Path:
     _say("starting the simulated exchanges")
     argv = ("simulate", "--config", str(SHIPPED_CONFIG), "--write-config", str(SIMULATED_CONFIG))
     running.append(_marketprism("simulator", *argv))
-    children.wait_until(SIMULATED_CONFIG.exists, "the simulated exchanges", running, _START_TIMEOUT_S)
+    children.wait_until(_config_is_written, "the simulated exchanges", running, _START_TIMEOUT_S)
     return SIMULATED_CONFIG
+
+
+def _config_is_written() -> bool:
+    """The simulator writes it when it listens."""
+    return SIMULATED_CONFIG.exists() and SIMULATED_CONFIG.stat().st_size > 0
 
 
 def _marketprism(name: str, *argv: str) -> Child:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -11,10 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from marketprism.quickstart import stop
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_FAMILY_ENV = "MARKETPRISM_QUICKSTART_PID"  # inherited, so that we know all that descends from us
 _POLL_S = 0.05
 _LOG_LINES_SHOWN = 12
 
@@ -29,7 +33,7 @@ class StopRequestedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A running process, leader of its own process group; what it prints is in `log`."""
+    """A running process in a session of its own, out of reach of Ctrl-C; what it prints is in `log`."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -58,7 +62,7 @@ def start(name: str, argv: Sequence[str | Path], log: Path, cwd: Path, env: Mapp
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
-                env={**os.environ, **env},
+                env={**os.environ, **env, _FAMILY_ENV: str(os.getpid())},
                 start_new_session=True,
                 preexec_fn=_before_exec(os.getpid()),  # noqa: PLW1509 - this process has one thread
             )
@@ -96,31 +100,48 @@ def wait_until(ready: Callable[[], bool], what: str, children: Sequence[Child], 
 
 
 def stop_all(children: Sequence[Child], patience_s: float = 20.0) -> None:
-    """Stop the last started first: with SIGTERM, and after `patience_s` or a second Ctrl-C with SIGKILL."""
+    """Stop the last started first: with SIGTERM, and after `patience_s` or a second Ctrl-C with SIGKILL.
+
+    What a child leaves behind, as the launcher may its workers, ends before the next child is stopped.
+    """
     hurried = False
-    for child in reversed(children):
-        hurried = _stop_one(child, 0 if hurried else patience_s) or hurried
+    for index in reversed(range(len(children))):
+        spared = {other.process.pid for other in children[:index]}
+        hurried = _stop_one(children[index], spared, 0 if hurried else patience_s) or hurried
 
 
-def _stop_one(child: Child, patience_s: float) -> bool:
+def _stop_one(child: Child, spared: set[int], patience_s: float) -> bool:
     """True when Ctrl-C came again."""
     deadline = time.monotonic() + patience_s
-    hurried = False
-    if child.process.poll() is None:
-        child.process.terminate()
-    while child.process.poll() is None and time.monotonic() < deadline and not hurried:
-        hurried = stop.requested_within(_POLL_S)
-    _kill_group(child.process.pid)
+    child.process.terminate()
+    hurried = _hurried(lambda: child.process.poll() is None, deadline)
+    child.process.kill()
     child.process.wait()
+    hurried = _hurried(lambda: bool(_family(spared)), 0 if hurried else deadline) or hurried
+    for left in _family(spared):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
     return hurried
 
 
-def _kill_group(group: int) -> None:
-    """Whatever is left of a child's group: nothing, when it stopped well."""
+def _hurried(going_on: Callable[[], bool], deadline: float) -> bool:
+    """Wait while `going_on`, until `deadline`; True when Ctrl-C cut that short."""
+    while going_on() and time.monotonic() < deadline:
+        if stop.requested_within(_POLL_S):
+            return True
+    return False
+
+
+def _family(spared: set[int]) -> list[psutil.Process]:
+    """Every living process that descends from a child of ours, whoever its parent is now, but the `spared`."""
+    return [process for process in psutil.process_iter() if process.pid not in spared and _is_ours(process)]
+
+
+def _is_ours(process: psutil.Process) -> bool:
     try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+        return process.environ().get(_FAMILY_ENV) == str(os.getpid())
+    except (psutil.Error, OSError):  # it ended meanwhile, or belongs to somebody else
+        return False
 
 
 def _how(code: int) -> str:

@@ -10,6 +10,7 @@ from marketprism.quickstart.figures import Reading, Row, rows
 
 _REFRESH_TERMINAL_S = 0.0  # at every reading
 _REFRESH_PLAIN_S = 5.0
+_FIRST_PLAIN_S = 3.0  # there is something to see by then
 
 _TITLES = ("exchange", "status", "events/s", "events", "live books", "gaps", "latency mean", "p99", "memory")
 _WIDTHS = (20, 9, 9, 11, 10, 6, 12, 10, 8)
@@ -34,7 +35,7 @@ class View:
         self._lines_above = 0
         self._in_place = out.isatty()
         self._refresh_s = _REFRESH_TERMINAL_S if self._in_place else _REFRESH_PLAIN_S
-        self._next_s = 0.0
+        self._next_s = 0.0 if self._in_place else _FIRST_PLAIN_S
 
     def draw(self, readings: Sequence[Reading], running_s: float) -> None:
         """Show the newest of `readings`: in the place of the last drawing on a terminal, else below it."""

@@ -70,13 +70,11 @@ class BinanceSymbol:
     """One symbol: its market, its ids, its streams."""
 
     __slots__ = (
-        "_streams", "aggregate_id", "depths", "figures", "forced", "instrument", "ledger", "market", "phase",
+        "_streams", "aggregate_id", "depths", "figures", "forced", "instrument", "ledger", "market",
         "top", "trade_id", "update_id",
     )  # fmt: skip
 
-    def __init__(
-        self, market: Market, ledger: Ledger, figures: Figures, first_trade_id: int, phase: int
-    ) -> None:
+    def __init__(self, market: Market, ledger: Ledger, figures: Figures, first_trade_id: int) -> None:
         self.market = market
         self.instrument: Instrument = market.instrument
         self.ledger = ledger
@@ -84,7 +82,6 @@ class BinanceSymbol:
         self.trade_id = first_trade_id
         self.aggregate_id = first_trade_id // 2
         self.update_id = ledger.book.last_id
-        self.phase = phase
         self.top: tuple[int, int, int, int] = (0, 0, 0, 0)
         self.depths: dict[str, _Depth] = {}
         self.forced: Order | None = None
@@ -110,11 +107,11 @@ class BinanceFace(Face):
         self.ping_interval_s = self.flavor.ping_interval_s
         self._depth_steps = _SPOT_DEPTHS if self.spot else _USDM_DEPTHS
         self.symbols: dict[str, BinanceSymbol] = {}
-        for index, market in enumerate(self.make_markets()):
-            self.symbols[market.instrument.id] = self._enter(market, index)
+        for market in self.make_markets():
+            self.symbols[market.instrument.id] = self._enter(market)
         self._rest = BinanceRest(self)
 
-    def _enter(self, market: Market, index: int) -> BinanceSymbol:
+    def _enter(self, market: Market) -> BinanceSymbol:
         first_id = self.rng.randrange(10**9) + (50_093_239_189 if self.spot else 5_123_107_832_006)
         state = {tick * 2 + side.side: lots for side in market.ladders for tick, lots in side.lots.items()}
         keep_s = self.options.keep_s
@@ -124,9 +121,7 @@ class BinanceFace(Face):
         seed = f"{self.options.seed}/{self.worker}/{market.instrument.id}"
         figures = Figures(seed, 5e9 if market.instrument.base == "BTC" else 1.5e9)
         trade_id = self.rng.randrange(10**9) + 3_000_000_000
-        symbol = BinanceSymbol(
-            market, self.truth.enter(ledger), figures, trade_id, index * 3 % STEPS_PER_WINDOW
-        )
+        symbol = BinanceSymbol(market, self.truth.enter(ledger), figures, trade_id)
         symbol.depths[_BOOK_CHANNEL] = _Depth(_BOOK_CHANNEL, STEPS_PER_WINDOW, first_id)
         return symbol
 
@@ -227,7 +222,7 @@ class BinanceFace(Face):
                 self._tell_order(symbol, order, now_ms)
             self._tell_top(symbol, now_ms)
             for depth in list(symbol.depths.values()):
-                if (self.steps + symbol.phase) % depth.every_steps == 0:
+                if (self.steps + symbol.market.phase) % depth.every_steps == 0:
                     self._tell_depth(symbol, depth, now_ms)
         if not self.spot and self.steps % 100 == 0:
             self._each_second(now_ms)

@@ -76,18 +76,15 @@ class DeribitInstrument:
     """One instrument: market, book channels, trade numbers."""
 
     __slots__ = (
-        "channels", "figures", "instrument", "ledger", "market", "phase", "previous_tick", "trade_id", "trade_seq",
+        "channels", "figures", "instrument", "ledger", "market", "previous_tick", "trade_id", "trade_seq",
         "waiting",
     )  # fmt: skip
 
-    def __init__(
-        self, market: Market, ledger: Ledger, figures: Figures, phase: int, first_trade: int
-    ) -> None:
+    def __init__(self, market: Market, ledger: Ledger, figures: Figures, first_trade: int) -> None:
         self.market = market
         self.instrument: Instrument = market.instrument
         self.ledger = ledger
         self.figures = figures
-        self.phase = phase
         self.trade_seq = first_trade
         self.trade_id = first_trade * 2
         self.previous_tick = market.last_tick
@@ -108,8 +105,8 @@ class DeribitFace(Face):
         super().__init__(worker, world)
         self._change_id = 193_809_000_000 + self.rng.randrange(10**9)
         self.listed: dict[str, DeribitInstrument] = {}
-        for index, market in enumerate(self.make_markets()):
-            self.listed[market.instrument.id] = self._enter(market, index)
+        for market in self.make_markets():
+            self.listed[market.instrument.id] = self._enter(market)
         seed = self.options.seed
         self.volatility = {
             "btc": Wave(f"{seed}/dvol/btc", 46.0, 14.0),
@@ -119,7 +116,7 @@ class DeribitFace(Face):
         self._rest_credits: Credits | None = None
         self._data = MarketData(self)
 
-    def _enter(self, market: Market, index: int) -> DeribitInstrument:
+    def _enter(self, market: Market) -> DeribitInstrument:
         state = {tick * 2 + side.side: lots for side in market.ladders for tick, lots in side.lots.items()}
         keep_s = self.options.keep_s
         book = BookLog(self._next_change_id(), state, keep_s)
@@ -127,7 +124,7 @@ class DeribitFace(Face):
         big = market.instrument.base == "BTC"
         figures = Figures(f"{self.options.seed}/{self.worker}/{market.instrument.id}", 1.1e9 if big else 4e8)
         first_trade = 203_000_000 + self.rng.randrange(10**8)
-        return DeribitInstrument(market, ledger, figures, index * 3 % STEPS_PER_WINDOW, first_trade)
+        return DeribitInstrument(market, ledger, figures, first_trade)
 
     def _next_change_id(self) -> int:
         """One counter for all instruments, so no instrument's ids are consecutive."""
@@ -264,7 +261,7 @@ class DeribitFace(Face):
                 one.book.touched[key] = None
             for order in one.market.orders:
                 self._tell_order(one, order, now_ms)
-            if (self.steps + one.phase) % STEPS_PER_WINDOW == 0:
+            if (self.steps + one.market.phase) % STEPS_PER_WINDOW == 0:
                 self._tell_window(one, now_ms)
             elif one.waiting and not one.market.pace.sparse:
                 self._tell_trades(one)

@@ -15,7 +15,7 @@ import msgspec
 
 from marketprism.simulator.instruments import Instrument, instrument
 from marketprism.simulator.market import Market, Pace, Underlyings
-from marketprism.simulator.options import SimulatorOptions
+from marketprism.simulator.options import STEPS_PER_WINDOW, SimulatorOptions
 from marketprism.simulator.truth import Truth
 
 MessageKind = Literal["book", "trade", "other", "reply"]
@@ -121,7 +121,10 @@ class Face(ABC):
         pace = Pace.of(self.options.rate, len(names), self.messages_per_order)
         self.instruments = {name: instrument(self.worker, name) for name in names}
         seed = self.options.seed
-        return [Market(seed, one, self.underlyings, pace) for one in self.instruments.values()]
+        return [
+            Market(seed, one, self.underlyings, pace, index * 3 % STEPS_PER_WINDOW)
+            for index, one in enumerate(self.instruments.values())
+        ]
 
     # -- what the server calls -----------------------------------------------------------------------------
 

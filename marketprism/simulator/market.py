@@ -146,9 +146,13 @@ class Market:
     An op is (key, lots): key = tick * 2 + side, lots is the level's new quantity, 0 when it is gone.
     """
 
-    def __init__(self, seed: int, instrument: Instrument, underlyings: Underlyings, pace: Pace) -> None:
+    def __init__(
+        self, seed: int, instrument: Instrument, underlyings: Underlyings, pace: Pace, phase: int = 0
+    ) -> None:
+        """phase: how many steps before a multiple of STEPS_PER_WINDOW the market's 100 ms windows end."""
         self.instrument = instrument
         self.pace = pace
+        self.phase = phase
         self.ladders = (Ladder(BID), Ladder(ASK))
         self.ops: list[tuple[int, int]] = []
         self.orders: list[Order] = []
@@ -184,7 +188,7 @@ class Market:
         """Let one step pass."""
         self.ops = []
         self.orders = []
-        if self._step % STEPS_PER_WINDOW == 0:
+        if (self._step + self.phase) % STEPS_PER_WINDOW == 0:
             active = self._rng.random() < self.pace.active
             self._intensity = 0.5 + self._rng.random() if active else 0.0
         self._step += 1
@@ -287,7 +291,9 @@ class Market:
         """Levels come and go over the whole depth, so that its shape stays as the price travels."""
         away = 1 if ladder.side == ASK else -1
         reach = 1.3 * self.instrument.levels * self._gap
-        if (ladder.worst - ladder.best) * away > reach * 1.2 or len(ladder.ticks) > self.instrument.levels * 1.1:
+        if (ladder.worst - ladder.best) * away > reach * 1.2 or len(
+            ladder.ticks
+        ) > self.instrument.levels * 1.1:
             self._put(ladder.side, ladder.worst, 0)
         elif len(ladder.ticks) < self.instrument.levels:
             tick = ladder.best + away * (1 + int(self._rng.random() * reach))

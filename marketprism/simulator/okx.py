@@ -33,34 +33,34 @@ class OkxInstrument:
     """One instrument: its market, the window it has published, its sequence."""
 
     __slots__ = (
-        "figures", "instrument", "ledger", "market", "phase", "published", "published_ms", "resets", "seq_id",
+        "figures", "instrument", "ledger", "market", "noted", "published", "published_ms", "resets", "seq_id",
         "top", "touched", "trade_id",
     )  # fmt: skip
 
-    def __init__(self, market: Market, ledger: Ledger, figures: Figures, phase: int, trade_id: int) -> None:
+    def __init__(self, market: Market, ledger: Ledger, figures: Figures, trade_id: int) -> None:
         self.market = market
         self.instrument: Instrument = market.instrument
         self.ledger = ledger
         self.figures = figures
-        self.phase = phase
         self.trade_id = trade_id
         self.seq_id = ledger.book.last_id
         self.published: Levels = dict(ledger.book.state)
         self.published_ms = 0
         self.resets = 0
         self.touched = False
+        self.noted: set[int] = set()  # keys changed under ids between two messages
         self.top: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def window(self) -> Levels:
         """The best 400 levels a side now."""
         return window_of(self.market)
 
-    def note(self, update_id: int) -> Levels:
-        """Write the window as it is now to the truth under this id; returns it."""
-        log, window = self.ledger.book, self.window()
-        for key, lots in changes(log.state, window).items():
+    def note(self, update_id: int) -> None:
+        """Write the window as it is now to the truth under this id."""
+        log = self.ledger.book
+        for key, lots in changes(log.state, self.window()).items():
             log.add(update_id, key, lots)
-        return window
+            self.noted.add(key)
 
     @property
     def index_id(self) -> str:
@@ -94,8 +94,8 @@ class OkxFace(Face):
         super().__init__(worker, world)
         self.instrument_type = "SPOT" if worker == "okx_spot" else "SWAP"
         self.listed: dict[str, OkxInstrument] = {}
-        for index, market in enumerate(self.make_markets()):
-            self.listed[market.instrument.id] = self._enter(market, index)
+        for market in self.make_markets():
+            self.listed[market.instrument.id] = self._enter(market)
         self.indexes = {one.index_id: one for one in self.listed.values()}
         self._operations: dict[Connection, list[int]] = {}
         self._rest = OkxRest(self)
@@ -105,7 +105,7 @@ class OkxFace(Face):
             (3000, "funding-rate", self.funding_row),
         ]
 
-    def _enter(self, market: Market, index: int) -> OkxInstrument:
+    def _enter(self, market: Market) -> OkxInstrument:
         first_id = 80_274_874_000 + self.rng.randrange(10**9)
         keep_s = self.options.keep_s
         book = BookLog(first_id, window_of(market), keep_s)
@@ -113,7 +113,7 @@ class OkxFace(Face):
         seed = f"{self.options.seed}/{self.worker}/{market.instrument.id}"
         figures = Figures(seed, 2.8e9 if market.instrument.base == "BTC" else 9e8)
         trade_id = 700_000_000 + self.rng.randrange(10**8)
-        return OkxInstrument(market, ledger, figures, index * 3 % STEPS_PER_WINDOW, trade_id)
+        return OkxInstrument(market, ledger, figures, trade_id)
 
     # -- connections ---------------------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ class OkxFace(Face):
             if market.ops:
                 one.touched = True
                 self._tell_top(one, now_ms)
-            if (self.steps + one.phase) % STEPS_PER_WINDOW == 0:
+            if (self.steps + one.market.phase) % STEPS_PER_WINDOW == 0:
                 self._tell_book(one, now_ms)
             self._tell_timers(one, now_ms)
         if self.steps % 100 == 0:
@@ -259,6 +259,9 @@ class OkxFace(Face):
             one.touched = False
             window = one.window()
             changed = changes(one.published, window)
+            # who was seeded between two messages must hear of every level that moved, there and back, too
+            changed |= {key: window.get(key, 0) for key in one.noted}
+            one.noted.clear()
             if changed:
                 self._tell_change(one, changed, window, now_ms)
                 return
@@ -273,6 +276,7 @@ class OkxFace(Face):
         name, previous = one.instrument.id, one.seq_id
         one.seq_id = self._next_id(one)
         one.note(one.seq_id)
+        one.noted.clear()
         one.ledger.book.publish(one.seq_id, now_ms)
         one.published, one.published_ms = window, now_ms
         if f"books {name}" in self.subscribers:

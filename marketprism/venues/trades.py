@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from marketprism.events import Event, Gap, GapCause
 from marketprism.venues.base import MS, SECOND, Instrument, Out, elapsed
 
-_PAGES_MAX = 20  # of REST backfill for one hole; more would starve everything else of its budget
+_PAGES_MAX = 100  # of REST backfill for one hole; more would starve everything else of its budget
 _ATTEMPTS_MAX = 2  # after the first
 _ANSWER_NS = 20 * SECOND
 

@@ -77,6 +77,7 @@ class _Connection:
         self._outgoing: asyncio.Queue[str] = asyncio.Queue()
         self._early: deque[tuple[bytes, int]] = deque()
         self._cause = ""
+        self._ended = False
         self._ws: ClientConnection | None = None
 
     async def run(self) -> str:
@@ -104,6 +105,7 @@ class _Connection:
                 return self._cause or str(e)
             finally:
                 sender.cancel()
+                self._ended = True
                 self._driver.closed(self.name, self._cause or "closed by the exchange")
 
     def send(self, text: str) -> None:
@@ -119,6 +121,8 @@ class _Connection:
     def _on_frame(self, data: bytes, read_ns: int) -> None:
         if not self.opened.is_set():
             self._early.append((data, read_ns))
+            return
+        if self._ended:  # what was still under way when the connection was given up
             return
         try:
             self._driver.received(self.name, data, read_ns)

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from marketprism.capture import Frame, Writer
 from marketprism.config import RecordingSettings
@@ -36,6 +37,7 @@ class Recorder:
         self._make = make
         self._writer: Writer | None = None
         self._retry_s = 0.0
+        self.path: Path | None = None  # of the newest file
         self._log = RateLimitedLog(log)
 
     def write(self, frame: Frame) -> None:
@@ -46,6 +48,7 @@ class Recorder:
             if self._writer is None:
                 self._writer = self._make()
             self._writer.write(frame)
+            self.path = self._writer.path
         except OSError as e:
             self._give_up(e)
 

@@ -1,6 +1,7 @@
 """Binance spot and USD-M without sockets, judged by naive checkers written from the documented rules."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -45,14 +46,16 @@ def window(book: Book, snapshot: dict[str, Any]) -> Book:
     return bids, {price: size for price, size in book[1].items() if float(price) <= high}
 
 
-def splice(rig: Rig, name: str, limit: str, wait: int) -> tuple[str, dict[str, Any], list[dict[str, Any]], int]:
+def splice(
+    rig: Rig, name: str, limit: str, wait: int
+) -> tuple[str, dict[str, Any], list[dict[str, Any]], int]:
     """Subscribe, fetch until a snapshot fits, follow for a second: (relation, snapshot, applied, stale tries)."""
     connection = watch(rig, f"{name.lower()}@depth@100ms")
     diffs = [one["data"] for one in rig.messages(wait, connection)]
     stale = 0
     while True:
         snapshot = rig.get(PREFIX[rig.worker] + "/depth", symbol=name, limit=limit)
-        diffs += [one["data"] for one in rig.messages(100, connection)]
+        diffs += [one["data"] for one in rig.messages(60, connection)]
         news = [diff for diff in diffs if fits(rig.worker, snapshot["lastUpdateId"], diff) != "old"]
         verdict = fits(rig.worker, snapshot["lastUpdateId"], news[0])
         if verdict == "first":
@@ -65,8 +68,8 @@ def splice(rig: Rig, name: str, limit: str, wait: int) -> tuple[str, dict[str, A
 @pytest.mark.parametrize("worker", [SPOT, USDM])
 def test_every_kind_of_splice_comes_and_the_book_is_the_truth(worker: str) -> None:
     rig, seen, stale = Rig(worker, seed=5), set(), 0
-    for trial in range(30):
-        kind, snapshot, applied, missed = splice(rig, "BTCUSDT", "1000", 12 + trial % 10)
+    for trial in range(16):
+        kind, snapshot, applied, missed = splice(rig, "BTCUSDT", "1000", (3, 14, 25)[trial % 3])
         seen.add(kind)
         stale += missed
         book: Book = (dict(snapshot["bids"]), dict(snapshot["asks"]))
@@ -77,20 +80,9 @@ def test_every_kind_of_splice_comes_and_the_book_is_the_truth(worker: str) -> No
             true = rig.truth.book_at(worker, "BTCUSDT", diff["u"])
             assert window(book, snapshot) == window(true, snapshot)
         rig.now_ms += 60_000  # a new minute for the weight
-    wanted = {"U == L+1", "U <= L"} if worker == SPOT else {"pu == L", "inside"}
+    wanted = {"U == L+1", "U <= L"} if worker == SPOT else {"pu == L", "u == L", "inside"}
     assert seen >= wanted
     assert stale >= 1
-
-
-def test_usdm_splice_with_u_equal_to_the_snapshot() -> None:
-    rig = Rig(USDM, seed=2)
-    connection = watch(rig, "btcusdt@depth@100ms")
-    seen = set()
-    for _ in range(30):
-        diffs = [one["data"] for one in rig.messages(10, connection)]
-        limit_id = rig.get("/fapi/v1/depth", symbol="BTCUSDT", limit="5")["lastUpdateId"]
-        seen |= {relation(USDM, limit_id, diff) for diff in diffs if fits(USDM, limit_id, diff) == "first"}
-    assert "u == L" in seen
 
 
 @pytest.mark.parametrize("worker", [SPOT, USDM])
@@ -102,7 +94,7 @@ def test_whole_book_equals_the_truth_at_every_id(worker: str) -> None:
     tops: dict[int, dict[str, str]] = {}
     before: dict[str, Any] = {}
     orphans = compared = 0
-    for message in rig.messages(1500, connection):
+    for message in rig.messages(1000, connection):
         data = message["data"]
         if "bookTicker" in message["stream"]:
             tops[data["u"]] = data
@@ -131,7 +123,7 @@ def test_usdm_ids_are_not_contiguous_but_spot_ids_are() -> None:
     for worker in (SPOT, USDM):
         rig = Rig(worker)
         diffs = [one["data"] for one in rig.messages(500, watch(rig, "ethusdt@depth@100ms"))]
-        steps = {after["U"] - before["u"] for before, after in zip(diffs, diffs[1:], strict=False)}
+        steps = {after["U"] - before["u"] for before, after in pairwise(diffs)}
         assert (steps == {1}) == (worker == SPOT)
         assert all(diff["u"] > diff["U"] for diff in diffs)
 
@@ -142,7 +134,7 @@ def test_other_depth_intervals_chain_too(stream: str, least: int) -> None:
     rig.steps(33)
     diffs = [one["data"] for one in rig.messages(500, watch(rig, f"btcusdt@{stream}"))]
     assert len(diffs) >= least
-    assert all(after["pu"] == before["u"] for before, after in zip(diffs, diffs[1:], strict=False))
+    assert all(after["pu"] == before["u"] for before, after in pairwise(diffs))
 
 
 @pytest.mark.parametrize("worker", [SPOT, USDM])
@@ -158,7 +150,7 @@ def test_each_trade_once_and_aggregates_sum_up(worker: str) -> None:
     assert told == [(t.id, t.price, t.quantity, t.side, t.ts_ms) for t in true]
     assert [t["t"] for t in trades] == list(range(trades[0]["t"], trades[0]["t"] + len(trades)))
     assert sums[0]["f"] == trades[0]["t"]
-    assert all(after["f"] == before["l"] + 1 for before, after in zip(sums, sums[1:], strict=False))
+    assert all(after["f"] == before["l"] + 1 for before, after in pairwise(sums))
     assert sum(round(float(t["q"]) * 1e6) for t in trades) == sum(round(float(t["q"]) * 1e6) for t in sums)
     assert len(sums) < len(trades)
     assert [str(t["a"]) for t in sums] == [t.id for t in rig.truth.aggregates(worker, "BTCUSDT")]
@@ -213,15 +205,17 @@ def test_more_than_five_messages_a_second_are_cut() -> None:
 def test_usdm_paths_carry_only_their_streams(path: str, stream: str, flows: bool) -> None:
     rig = Rig(USDM)
     connection = rig.connect(path)
-    assert rig.ask(connection, {"method": "SUBSCRIBE", "params": [stream], "id": 1}) == [{"result": None, "id": 1}]
+    assert rig.ask(connection, {"method": "SUBSCRIBE", "params": [stream], "id": 1}) == [
+        {"result": None, "id": 1}
+    ]
     assert bool(rig.steps(300, connection)) == flows
 
 
 def test_liquidations_at_most_one_a_second_and_symbol() -> None:
     rig = Rig(USDM)
     connection = rig.connect("/market/stream", streams="!forceOrder@arr/btcusdt@forceOrder")
-    got = [one for one in rig.messages(9000, connection) if one["stream"] == "!forceOrder@arr"]
-    assert len(got) >= 4
+    got = [one for one in rig.messages(6000, connection) if one["stream"] == "!forceOrder@arr"]
+    assert len(got) >= 3
     seen = {(one["data"]["o"]["s"], one["data"]["E"] // 1000) for one in got}
     assert len(seen) == len(got)
     true = sum(len(rig.truth.liquidations(USDM, name)) for name in ("BTCUSDT", "ETHUSDT"))
@@ -263,7 +257,11 @@ def test_rest_bodies_of_futures() -> None:
 def test_rest_errors_and_weight() -> None:
     rig = Rig(SPOT)
     rest = rig.face.rest
-    for query, code in (({}, -1102), ({"symbol": "NOPE"}, -1121), ({"symbol": "BTCUSDT", "limit": "x"}, -1100)):
+    for query, code in (
+        ({}, -1102),
+        ({"symbol": "NOPE"}, -1121),
+        ({"symbol": "BTCUSDT", "limit": "x"}, -1100),
+    ):
         reply = rest("/api/v3/depth", query, rig.now_ms)
         assert (reply.status, json.loads(reply.body)["code"]) == (400, code)
     assert rest("/api/v1/depth", {"symbol": "BTCUSDT"}, rig.now_ms).status == 404

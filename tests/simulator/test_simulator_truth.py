@@ -9,7 +9,7 @@ from marketprism.simulator.truth import BookLog, TradeLog, TradeRow
 
 def test_book_at_every_id_over_many_chunks() -> None:
     rng = random.Random(3)
-    state = {key: 5 for key in range(0, 400)}
+    state = dict.fromkeys(range(400), 5)
     log, naive = BookLog(100, state, keep_s=1000.0), {100: dict(state)}
     update_id = 100
     for step in range(3000):
