@@ -18,7 +18,9 @@ def capture(name: str) -> Path:
     """The path of a recording; skips the test where it is absent."""
     path = FOLDER / name
     if not path.exists():
-        pytest.skip(f"recording {name} is not here (expected in {FOLDER.parent.name}/{FOLDER.name} beside the project)")
+        pytest.skip(
+            f"recording {name} is not here (expected in {FOLDER.parent.name}/{FOLDER.name} beside the project)"
+        )
     return path
 
 

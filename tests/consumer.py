@@ -15,6 +15,8 @@ class ConsumerBook:
         self.bids: dict[Decimal, tuple[str, str]] = {}
         self.asks: dict[Decimal, tuple[str, str]] = {}
         self.last_id: int | None = None
+        self.exact_from: Decimal | None = None
+        self.exact_to: Decimal | None = None
         self.begun = False
         self.broken = False  # a delta did not follow: the chain has a hole that nobody told
 
@@ -27,6 +29,8 @@ class ConsumerBook:
         if data["update_type"] == "snapshot":
             self.bids, self.asks = {}, {}
             self.begun = True
+            self.exact_from = None if data["exact_from"] is None else Decimal(data["exact_from"])
+            self.exact_to = None if data["exact_to"] is None else Decimal(data["exact_to"])
         elif not self.begun:
             return False
         elif not self._follows(data):
@@ -50,6 +54,11 @@ class ConsumerBook:
         if first is not None:
             return bool(first <= self.last_id + 1 <= last)
         return bool(prev is not None and prev <= self.last_id < last)
+
+    def knows(self, price: Decimal) -> bool:
+        """Whether the book claims to be complete at this price."""
+        above = self.exact_from is None or price >= self.exact_from
+        return above and (self.exact_to is None or price <= self.exact_to)
 
     def best(self) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:
         """Best bid and best ask as published."""

@@ -1,7 +1,7 @@
 """The exchanges on loopback: Binance spot and USD-M, OKX spot and SWAP, Deribit, with faults on demand.
 
-Written from the exchanges' protocol documentation alone; shares nothing with the collector, so that it can witness
-against it. `Simulator.truth` says what should have arrived.
+Written from the exchanges' protocol documentation alone; shares nothing with the collector, so that it can
+witness against it. `Simulator.truth` says what should have arrived.
 """
 
 from marketprism.simulator.configure import write_config

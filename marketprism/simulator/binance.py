@@ -1,7 +1,7 @@
 """The websocket faces of Binance spot and USD-M futures.
 
-Sources: Binance spot-api-docs, web-socket-streams.md; USD-M "Websocket Market Streams" and "Important WebSocket
-Change Notice" (routed paths /public, /market). REST is in binance_rest.py.
+Sources: Binance spot-api-docs, web-socket-streams.md; USD-M "Websocket Market Streams" and "Important
+WebSocket Change Notice" (routed paths /public, /market). REST is in binance_rest.py.
 """
 
 from collections.abc import Mapping
@@ -99,6 +99,7 @@ class BinanceFace(Face):
     """Binance spot or USD-M futures; they differ by a Flavor and by what their messages hold."""
 
     messages_per_order = 1.07  # fills
+    connects = (300, 300_000)
 
     def __init__(self, worker: str, world: World) -> None:
         super().__init__(worker, world)

@@ -26,6 +26,7 @@ _METHOD_COST, _METHOD_POOL = 500, 50_000
 _INSTRUMENTS_COST = 10_000
 _REFILL_PER_MS = 10.0
 _CHANNELS_PER_CALL = 500
+_OPEN_CONNECTIONS = 32
 
 
 @dataclass(slots=True)
@@ -101,6 +102,8 @@ class DeribitInstrument:
 class DeribitFace(Face):
     """Deribit: one endpoint for everything public."""
 
+    connects = (1000, 1000)  # bounded by how many are open, not by how fast they come
+
     def __init__(self, worker: str, world: World) -> None:
         super().__init__(worker, world)
         self._change_id = 193_809_000_000 + self.rng.randrange(10**9)
@@ -137,6 +140,8 @@ class DeribitFace(Face):
         """/ws/api/v2."""
         if path.rstrip("/") != _PATH:
             raise Refused(404, f"no websocket at {path}: expected {_PATH}")
+        if len(self.connections) >= _OPEN_CONNECTIONS:
+            raise Refused(429, f"more than {_OPEN_CONNECTIONS} connections")
         connection = self.open(path, now_ms)
         pools = Credits.full(_SUBSCRIBE_POOL, now_ms), Credits.full(_METHOD_POOL, now_ms)
         self._clients[connection] = _Client(*pools)
@@ -390,6 +395,7 @@ class DeribitFace(Face):
                 f'{{"volatility":{number_text(wave.at(now_ms))},"timestamp":{now_ms},"index_name":"{index}"}}'
             )
             self._push(f"deribit_volatility_index.{index}", data, None)
+        self._push("platform_state", '{"price_index":"btc_usd","locked":false}', None)
         for connection, client in list(self._clients.items()):
             self._watch(connection, client, now_ms)
 

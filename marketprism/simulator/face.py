@@ -100,6 +100,7 @@ class Face(ABC):
 
     messages_per_order = 1.0
     ping_interval_s: float | None = None
+    connects: tuple[int, int]  # at most so many new connections in so many ms
 
     def __init__(self, worker: str, world: World) -> None:
         self.worker = worker
@@ -113,6 +114,7 @@ class Face(ABC):
         self.subscribers: dict[str, dict[Connection, None]] = {}
         self.steps = 0
         self._opened = 0
+        self._opened_ms: deque[int] = deque()
         self._outgoing: list[Outgoing] = []
 
     def make_markets(self) -> list[Market]:
@@ -168,7 +170,13 @@ class Face(ABC):
     # -- for the faces -------------------------------------------------------------------------------------
 
     def open(self, path: str, now_ms: int) -> Connection:
-        """A new connection."""
+        """A new connection. Raises Refused with 429 when they come too fast."""
+        count, within_ms = self.connects
+        while self._opened_ms and self._opened_ms[0] <= now_ms - within_ms:
+            self._opened_ms.popleft()
+        if len(self._opened_ms) >= count:
+            raise Refused(429, f"more than {count} connections in {within_ms / 1000:g} s")
+        self._opened_ms.append(now_ms)
         self._opened += 1
         connection = Connection(path, now_ms, self._opened, last_in_ms=now_ms, last_out_ms=now_ms)
         self.connections[connection] = None

@@ -89,6 +89,7 @@ class OkxFace(Face):
     """OKX: one public websocket endpoint for books, trades and public data."""
 
     messages_per_order = 1.01  # aggregated trades
+    connects = (3, 1000)
 
     def __init__(self, worker: str, world: World) -> None:
         super().__init__(worker, world)

@@ -221,3 +221,16 @@ def test_credits_run_out() -> None:
     query = {"currency": "BTC"}
     statuses = [rig.face.rest("/api/v2/public/get_instruments", query, rig.now_ms).status for _ in range(6)]
     assert statuses == [200] * 5 + [429]
+
+
+def test_the_33rd_connection_is_refused_and_maintenance_is_announced() -> None:
+    rig = Rig(WORKER)
+    connection, _ = connect(rig, "platform_state")
+    for _ in range(31):
+        rig.connect("/ws/api/v2")
+    with pytest.raises(Refused):
+        rig.connect("/ws/api/v2")
+    assert rig.messages(100, connection)[0]["params"]["data"]["locked"] is False
+    notice = rig.face.notice(rig.now_ms)[0]
+    assert notice.connections == (connection,)
+    assert json.loads(notice.text)["params"]["data"] == {"maintenance": True}

@@ -288,7 +288,7 @@ def test_write_config_changes_only_the_addresses(tmp_path: Path) -> None:
     document = {
         "exchanges": {
             "okx_spot": {"symbols": ["BTC-USDT"], "api": {"base_url": "https://www.okx.com", "note": 1}},
-            "binance_spot": {"enabled": True},
+            "binance_spot": {"enabled": True, "orderbook": {"rest_base": "https://api.binance.com"}},
             "other": {"api": {"base_url": "x"}},
         },
         "nats": {"servers": ["nats://127.0.0.1:4222"]},
@@ -299,6 +299,7 @@ def test_write_config_changes_only_the_addresses(tmp_path: Path) -> None:
     written = yaml.safe_load(target.read_text(encoding="utf-8"))
     assert written["exchanges"]["okx_spot"] == {"symbols": ["BTC-USDT"], "api": {**pair, "note": 1}}
     assert written["exchanges"]["binance_spot"]["api"] == pair
+    assert written["exchanges"]["binance_spot"]["orderbook"] == {"rest_base": "http://127.0.0.1:1"}
     assert set(written["exchanges"]) == {"okx_spot", "binance_spot", "other"}
     assert written["nats"] == document["nats"]
     source.write_text("- 1\n", encoding="utf-8")

@@ -1,0 +1,7 @@
+"""Helpers of tests stand beside them and are imported by their plain names."""
+
+import sys
+from pathlib import Path
+
+for folder in ("", "worker", "simulator"):
+    sys.path.insert(0, str(Path(__file__).parent / folder))
