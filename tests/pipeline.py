@@ -128,8 +128,8 @@ class Pipeline:
         finally:
             await client.close()
 
-    def stop(self) -> None:
-        """Stop what was started, workers first."""
+    def stop_workers(self) -> None:
+        """Stop the launcher or the workers in good order."""
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -139,6 +139,10 @@ class Pipeline:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def stop(self) -> None:
+        """Stop what was started, workers first."""
+        self.stop_workers()
         self.simulator.stop()
         self.nats.stop()
 

@@ -141,7 +141,7 @@ def test_idle_without_subscriptions_is_cut() -> None:
 def test_trades_are_consecutive_and_paged() -> None:
     rig = Rig(WORKER, rate=500.0)
     connection, _ = connect(rig, TRADES)
-    batches = [one["params"]["data"] for one in rig.messages(3000, connection)]
+    batches = [one["params"]["data"] for one in rig.messages(2000, connection)]
     trades = [trade for batch in batches for trade in batch]
     assert any(len(batch) > 1 for batch in batches)
     true = rig.truth.trades(WORKER, NAME)

@@ -1,0 +1,147 @@
+"""The whole pipeline on loopback, each part its own process: NATS, the simulated exchanges, launcher, workers."""
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import yaml
+
+from benchmarks.machine import NATS_SERVER, ROOT
+from marketprism.quickstart import children
+from marketprism.quickstart.children import Child
+from marketprism.quickstart.figures import fetch
+
+SHIPPED_CONFIG = ROOT / "config/collector/unified_data_collection.yaml"
+_START_TIMEOUT_S = 60.0
+
+
+class _Process(msgspec.Struct):
+    status: str
+    process: str
+    pid: int | None
+    restarts: int
+
+
+class Health(msgspec.Struct):
+    """The answer of /health, as far as it is used; `processes` is by exchange."""
+
+    status: str
+    processes: dict[str, _Process]
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A running pipeline. `running`: NATS, the simulator, the launcher."""
+
+    running: list[Child]
+    health_url: str
+    metrics_url: str
+
+    def health(self) -> Health | None:
+        """What /health says; None while nobody answers."""
+        body = fetch(self.health_url)
+        return None if body is None else msgspec.json.decode(body, type=Health)
+
+    def metrics(self) -> str:
+        """The text of /metrics. Raises OSError when nobody answers."""
+        body = fetch(self.metrics_url)
+        if body is None:
+            raise OSError(f"{self.metrics_url} does not answer")
+        return body.decode()
+
+    def workers(self) -> dict[int, str]:
+        """Process id → name of each worker process."""
+        health = self.health()
+        found = health.processes.values() if health is not None else ()
+        return {entry.pid: entry.process for entry in found if entry.pid is not None}
+
+    def others(self) -> dict[int, str]:
+        """Process id → name of what runs beside the workers."""
+        return {child.process.pid: child.name for child in self.running}
+
+    def is_healthy(self) -> bool:
+        """Whether every worker is complete: sockets, books, NATS."""
+        health = self.health()
+        return health is not None and health.status == "healthy"
+
+
+@contextmanager
+def pipeline(rate: float, seed: int, *, single_process: bool) -> Iterator[Pipeline]:
+    """Start everything on free ports in a temporary directory, wait until it is healthy; stop it at the end.
+
+    `rate`: messages per second and exchange. Raises children.QuickstartError when something does not start.
+    """
+    with TemporaryDirectory(prefix="marketprism-bench-") as name:
+        folder = Path(name)
+        nats, health, metrics = _free_ports(3)
+        env = {
+            "MARKETPRISM_NATS_URL": f"nats://127.0.0.1:{nats}",
+            "MARKETPRISM_RUNTIME_DIR": str(folder / "run"),
+            "MARKETPRISM_LOG_DIR": str(folder / "logs"),
+        }
+        running: list[Child] = []
+        urls = f"http://127.0.0.1:{health}/health", f"http://127.0.0.1:{metrics}/metrics"
+        try:
+            _start_nats(running, folder, nats)
+            config = _start_simulator(running, folder, env, rate, seed, health, metrics)
+            mode = ("--single-process",) if single_process else ()
+            _marketprism(running, folder, env, "launcher", "--config", str(config), *mode)
+            started = Pipeline(running, *urls)
+            children.wait_until(started.is_healthy, "a healthy pipeline", running, _START_TIMEOUT_S)
+            yield started
+        finally:
+            children.stop_all(running)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def _start_nats(running: list[Child], folder: Path, port: int) -> None:
+    """As config/nats/nats-server.conf has it, but for the ports and the place."""
+    config = folder / "nats.conf"
+    store = f'jetstream {{ store_dir: "{folder}/store" }}'
+    config.write_text(f"listen: 127.0.0.1:{port}\nmax_payload: 8MB\n{store}\n")
+    running.append(children.start("nats", [NATS_SERVER, "-c", config], folder / "nats.log", folder, {}))
+    children.wait_until(lambda: _greets(port), "NATS", running, _START_TIMEOUT_S)
+
+
+def _greets(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+        return connection.recv(4) == b"INFO"
+    return False
+
+
+def _start_simulator(
+    running: list[Child], folder: Path, env: dict[str, str], rate: float, seed: int, health: int, metrics: int
+) -> Path:
+    """The configuration that leads to the simulated exchanges."""
+    document = yaml.safe_load(SHIPPED_CONFIG.read_text())
+    document["monitoring"] |= {"health_check": {"port": health}, "metrics": {"port": metrics}}
+    shipped, config = folder / "shipped.yaml", folder / "simulated.yaml"
+    shipped.write_text(yaml.safe_dump(document))
+    argv = ("--config", str(shipped), "--write-config", str(config), "--rate", f"{rate:g}", "--seed", str(seed))
+    _marketprism(running, folder, env, "simulate", *argv)
+
+    def is_written() -> bool:
+        return config.exists() and config.stat().st_size > 0
+
+    children.wait_until(is_written, "the simulated exchanges", running, _START_TIMEOUT_S)
+    return config
+
+
+def _marketprism(running: list[Child], folder: Path, env: dict[str, str], verb: str, *argv: str) -> None:
+    """Start a verb of the command line; secrets and settings of the user's own environment stay out of it."""
+    quiet = dict.fromkeys((name for name in os.environ if name.startswith("MARKETPRISM_")), "")
+    command = [sys.executable, "-m", "marketprism", verb, *argv]
+    running.append(children.start(verb, command, folder / f"{verb}.log", ROOT, quiet | env))
