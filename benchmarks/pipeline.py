@@ -1,6 +1,5 @@
 """The whole pipeline on loopback, each part its own process: NATS, the simulated exchanges, launcher, workers."""
 
-import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -130,7 +129,16 @@ def _start_simulator(
     document["monitoring"] |= {"health_check": {"port": health}, "metrics": {"port": metrics}}
     shipped, config = folder / "shipped.yaml", folder / "simulated.yaml"
     shipped.write_text(yaml.safe_dump(document))
-    argv = ("--config", str(shipped), "--write-config", str(config), "--rate", f"{rate:g}", "--seed", str(seed))
+    argv = (
+        "--config",
+        str(shipped),
+        "--write-config",
+        str(config),
+        "--rate",
+        f"{rate:g}",
+        "--seed",
+        str(seed),
+    )
     _marketprism(running, folder, env, "simulate", *argv)
 
     def is_written() -> bool:
@@ -141,7 +149,5 @@ def _start_simulator(
 
 
 def _marketprism(running: list[Child], folder: Path, env: dict[str, str], verb: str, *argv: str) -> None:
-    """Start a verb of the command line; secrets and settings of the user's own environment stay out of it."""
-    quiet = dict.fromkeys((name for name in os.environ if name.startswith("MARKETPRISM_")), "")
     command = [sys.executable, "-m", "marketprism", verb, *argv]
-    running.append(children.start(verb, command, folder / f"{verb}.log", ROOT, quiet | env))
+    running.append(children.start(verb, command, folder / f"{verb}.log", ROOT, env))

@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nats
+import nats.errors
 import yaml
 from natsbox import NatsBox, free_port
 
@@ -67,7 +69,7 @@ class Pipeline:
         self.health_port, self.metrics_port = free_port(), free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, changes: dict[str, Any] | None = None) -> None:
+    def start(self) -> None:
         """Start NATS and the simulator, and write the configuration that leads to them."""
         self.nats.start()
         self.simulator.start()
@@ -77,8 +79,20 @@ class Pipeline:
         monitoring = document.setdefault("monitoring", {})
         monitoring.setdefault("health_check", {})["port"] = self.health_port
         monitoring.setdefault("metrics", {})["port"] = self.metrics_port
-        for name, section in (changes or {}).items():
-            document[name].update(section)
+        self.config.write_text(yaml.safe_dump(document))
+
+    def change(self, exchange: str, **keys: Any) -> None:
+        """Change keys of an exchange in the configuration; those of its `orderbook` one by one."""
+        document = yaml.safe_load(self.config.read_text())
+        section = document["exchanges"][exchange]
+        section.setdefault("orderbook", {}).update(keys.pop("orderbook", {}))
+        section.update(keys)
+        self.config.write_text(yaml.safe_dump(document))
+
+    def change_nats(self, **keys: Any) -> None:
+        """Change keys of the `nats` section."""
+        document = yaml.safe_load(self.config.read_text())
+        document["nats"].update(keys)
         self.config.write_text(yaml.safe_dump(document))
 
     def run(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -109,6 +123,30 @@ class Pipeline:
         """What the processes said on their standard streams, and in their logs."""
         files = [self.folder / "output.log", *sorted((self.folder / "logs").glob("*.log"))]
         return "\n".join(f"== {f.name}\n{f.read_text()}" for f in files if f.exists())
+
+    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
+        """Return once the condition holds; AssertionError, with what the processes said, if it does not in time."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s\n{self.output()[-4000:]}"
+            time.sleep(0.1)
+
+    def count(self, subject: str) -> int:
+        """How many messages the stream holds of a subject with wildcards; 0 while there is none."""
+        return asyncio.run(self._count(subject))
+
+    async def _count(self, subject: str) -> int:
+        try:
+            client = await nats.connect(self.nats.url, allow_reconnect=False, max_reconnect_attempts=0)
+        except (OSError, TimeoutError, nats.errors.Error):
+            return 0
+        try:
+            info = await client.jetstream().stream_info("MARKET_DATA", subjects_filter=subject)
+            return sum((info.state.subjects or {}).values())
+        except (TimeoutError, nats.errors.Error):
+            return 0
+        finally:
+            await client.close()
 
     def messages(self) -> list[tuple[str, bytes]]:
         """The whole stream, in its order."""
@@ -154,7 +192,7 @@ def pipeline(
     """A pipeline that is stopped whatever happens."""
     everything = Pipeline(folder, options)
     try:
-        everything.start(changes)
+        everything.start()
         yield everything
     finally:
         everything.stop()

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": _GROUND - {"book", "capture"},
 }
 # These stand on top: they import what they like, and no room below imports them.
-TOP = {"__main__", "cli", "launcher", "quickstart", "record", "replay", "supervisor"}
+TOP = {"__main__", "cli", "launcher", "quickstart", "record", "replay", "schemas", "supervisor", "tail"}
 
 
 def _sources() -> list[Path]:

@@ -1,6 +1,5 @@
 """The main job, whole: simulator → launcher and five workers → JetStream, held against the simulator's truth."""
 
-import asyncio
 import os
 import signal
 import time
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from judge import judge
-from natsbox import nats_server, until
+from natsbox import nats_server
 from pipeline import Pipeline, pipeline
 
 from marketprism.simulator import SimulatorOptions
@@ -22,17 +21,10 @@ def healthy(p: Pipeline) -> bool:
     return p.health().get("status") == "healthy"
 
 
-def wait_for(condition: object, timeout_s: float, p: Pipeline, what: str) -> None:
-    try:
-        asyncio.run(until(condition, timeout_s, what))  # type: ignore[arg-type]
-    except AssertionError as e:
-        raise AssertionError(f"{e}\n{p.output()[-4000:]}") from None
-
-
 def test_five_exchanges_live_equal_the_truth(tmp_path: Path) -> None:
     with pipeline(tmp_path, SimulatorOptions(seed=11, rate=120)) as p:
         launcher = p.run("launcher")
-        wait_for(lambda: healthy(p), 40, p, "all five workers healthy")
+        p.wait(lambda: healthy(p), "all five workers healthy", 40)
         time.sleep(SECONDS)  # the markets' time: the more of it, the more is compared
         assert healthy(p), p.health()
         launcher.send_signal(signal.SIGTERM)
@@ -49,7 +41,7 @@ def test_faults_are_told_and_mended(tmp_path: Path) -> None:
     """Each fault of an exchange or of ours ends in right books and either no loss or a told one."""
     with pipeline(tmp_path, SimulatorOptions(seed=12, rate=120)) as p:
         p.run("launcher")
-        wait_for(lambda: healthy(p), 40, p, "all five workers healthy")
+        p.wait(lambda: healthy(p), "all five workers healthy", 40)
         for worker, fault in (
             ("binance_spot", "drop_next_book_update"),
             ("binance_derivatives", "cross"),
@@ -68,7 +60,7 @@ def test_faults_are_told_and_mended(tmp_path: Path) -> None:
         p.nats.kill()
         time.sleep(4)  # away; the workers hold what comes in
         p.nats.start()
-        wait_for(lambda: healthy(p), 60, p, "healthy again after all faults")
+        p.wait(lambda: healthy(p), "healthy again after all faults", 60)
         time.sleep(3)
         assert healthy(p), p.health()
         p.stop_workers()

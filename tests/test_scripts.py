@@ -149,6 +149,34 @@ def test_a_taken_port_names_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(numbers[1]) not in str(error.value)
 
 
+# --- quickstart: all of it -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(_nats_server() is None, reason="no nats-server; scripts/setup brings one")
+def test_quickstart_shows_data_of_every_exchange_and_leaves_nothing_running() -> None:
+    """The one test that needs the fixed ports: they are what quickstart is about."""
+    try:
+        quickstart.check_ports()
+    except QuickstartError as taken:
+        pytest.skip(str(taken))
+    argv = [sys.executable, "-m", "marketprism.quickstart", "--seconds", "12", "--no-view"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        _, told = process.communicate(timeout=90)
+    assert process.returncode == 0, told
+    assert "data flows" in told
+    assert "all stopped" in told
+    marker = f"MARKETPRISM_QUICKSTART_PID={process.pid}\0".encode()
+    assert [pid for pid in psutil.pids() if marker in _environment(pid)] == []
+    quickstart.check_ports()
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes() + b"\0"
+    except OSError:
+        return b""
+
+
 # --- quickstart: children ------------------------------------------------------------------------------------------
 
 

@@ -95,10 +95,10 @@ class _Connection:
             self._ws = ws
             self._driver.opened(self._socket.name, self.name)
             self.opened.set()
-            while self._early:
-                self._driver.received(self.name, *self._early.popleft())
             sender = asyncio.create_task(self._send_all(ws))
             try:
+                while self._early:
+                    self._on_frame(*self._early.popleft())
                 while True:  # only messages that came in fragments
                     self._on_frame(await ws.recv(decode=False), time.perf_counter_ns())
             except ConnectionClosed as e:

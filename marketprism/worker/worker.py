@@ -8,7 +8,7 @@ from collections import Counter
 
 from marketprism import parent
 from marketprism.config import MemoryLimits, Settings
-from marketprism.events import Event, Gap, OrderBook, Payload, encode
+from marketprism.events import AnyPayload, Event, Gap, OrderBook, OrderBookDelta, Payload, Trade, encode
 from marketprism.logs import RateLimitedLog, act_as
 from marketprism.venues.base import MS, Instrument, Out
 from marketprism.worker.collector import Collector
@@ -48,6 +48,8 @@ class Worker:
         self._counts: Counter[type[Payload]] = Counter()
         self._last_s: dict[type[Payload], float] = {}
         self._gaps: Counter[tuple[str, str]] = Counter()
+        # First and last event that NATS had no room for, by subject.
+        self._lost: dict[str, tuple[AnyPayload, AnyPayload]] = {}
 
     async def run(self) -> None:
         """Collect and publish until cancelled. Whatever ends it otherwise is a defect and is raised."""
@@ -100,6 +102,9 @@ class Worker:
         if self.publisher.publish(message):
             self._counts[kind] += 1
             self._last_s[kind] = data.collected_ts_ms / 1000
+        elif not message.droppable:
+            first, _ = self._lost.get(event.subject, (data, data))
+            self._lost[event.subject] = first, data
         if isinstance(data, Gap):
             self._tell(data)
 
@@ -135,7 +140,7 @@ class Worker:
                 log.error("%d messages of %s were lost for want of room", hole.count, hole.subject)
                 continue
             instrument, data_type = found
-            out.append(overflow_gap(instrument, data_type, hole, now_ns))
+            out.append(overflow_gap(instrument, data_type, hole, self._lost.pop(hole.subject, None), now_ns))
             if data_type == "orderbook_delta":
                 books.append(instrument.id)
         self.collector.handle(out + venue.republish(books, now_ns))
@@ -182,8 +187,11 @@ def tag(kind: type[Payload]) -> str:
     return str(kind.__struct_config__.tag)
 
 
-def overflow_gap(i: Instrument, data_type: str, hole: Hole, now_ns: int) -> Event:
-    """The gap that tells what the publisher had no room for."""
+def overflow_gap(
+    i: Instrument, data_type: str, hole: Hole, lost: tuple[AnyPayload, AnyPayload] | None, now_ns: int
+) -> Event:
+    """The gap that tells what there was no room for; `lost` is its first and its last event, where they are known."""
+    before, after = _ids_around(*lost) if lost else (None, None)
     gap = Gap(
         exchange=i.exchange,
         market_type=i.market_type,
@@ -193,12 +201,28 @@ def overflow_gap(i: Instrument, data_type: str, hole: Hole, now_ns: int) -> Even
         collected_ts_ms=now_ns // MS,
         affected_data_type=data_type,
         cause="overflow",
+        last_id_before=before,
+        first_id_after=after,
         last_ts_ms_before=hole.first_ts_ms,
         first_ts_ms_after=hole.last_ts_ms,
         missing=hole.count,
         detail=f"first lost message {hole.first_id}, last {hole.last_id}",
     )
     return Event(i.subject("gap"), i.event_id("gap", f"{data_type}:{hole.first_id}:{hole.last_id}"), gap)
+
+
+def _ids_around(first: AnyPayload, last: AnyPayload) -> tuple[str | None, str | None]:
+    """The ids before and after what is missing, where they are running numbers."""
+    if isinstance(first, Trade) and isinstance(last, Trade):
+        low = first.trade_seq or first.first_trade_id or first.trade_id
+        high = last.trade_seq or last.last_trade_id or last.trade_id
+        return str(int(low) - 1), str(int(high) + 1)
+    if isinstance(first, OrderBookDelta):
+        before = (
+            first.prev_update_id if first.prev_update_id is not None else (first.first_update_id or 0) - 1
+        )
+        return (str(before) if before >= 0 else None), None
+    return None, None
 
 
 async def run_workers(settings: Settings, names: list[str]) -> int:

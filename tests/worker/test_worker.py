@@ -1,0 +1,119 @@
+"""A worker as a process: limits, restarts, recording, a configuration that names what does not exist."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judge import judge
+from natsbox import nats_server
+from pipeline import ROOT, pipeline
+
+from marketprism.simulator import SimulatorOptions
+
+pytestmark = pytest.mark.skipif(nats_server() is None, reason="no nats-server: run scripts/setup")
+
+
+def replayed(worker: str, captures: list[Path]) -> list[dict[str, Any]]:
+    """What `marketprism replay` prints for these recordings."""
+    command = [sys.executable, "-m", "marketprism", "replay", "--exchange", worker, *map(str, captures)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_near_the_hard_limit_it_stops_in_good_order_with_75(tmp_path: Path) -> None:
+    with pipeline(tmp_path, SimulatorOptions(seed=21)) as p:
+        p.change("binance_spot", memory={"soft_mb": 16, "hard_mb": 24})
+        worker = p.run("worker", "binance_spot")
+        assert worker.wait(30) == 75
+        said = p.output()
+        assert "is near the hard limit of 24 MB: stopping in good order" in said
+        assert "Traceback" not in said
+
+
+def test_above_the_soft_limit_it_warns_once_and_goes_on(tmp_path: Path) -> None:
+    with pipeline(tmp_path, SimulatorOptions(seed=22)) as p:
+        p.change("binance_spot", memory={"soft_mb": 16, "hard_mb": 900})
+        worker = p.run("worker", "binance_spot")
+        p.wait(lambda: p.count("trade.>") > 50, "trades in the stream")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(15) == 0
+        assert (tmp_path / "output.log").read_text().count("above the soft limit of 16 MB") == 1
+
+
+def test_a_restart_loses_no_trade_and_tells_the_hole_in_the_books(tmp_path: Path) -> None:
+    with pipeline(tmp_path, SimulatorOptions(seed=23)) as p:
+        for _ in range(2):
+            before = p.count("trade.>")
+            worker = p.run("worker", "deribit_derivatives")
+            p.wait(lambda n=before: p.count("trade.>") > n + 50, "new trades in the stream")
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(15) == 0
+        verdict = judge(p.messages(), p.simulator.simulator.truth)
+        assert verdict.faults == []
+        assert {(g["affected_data_type"], g["cause"]) for g in verdict.gaps} == {
+            ("orderbook_delta", "restart")
+        }
+
+
+def test_nats_away_for_longer_than_the_buffer_is_a_told_gap(tmp_path: Path) -> None:
+    with pipeline(tmp_path, SimulatorOptions(seed=24, rate=600)) as p:
+        p.change_nats(publish={"buffer_bytes": 1 << 20})
+        worker = p.run("worker", "okx_spot")
+        p.wait(lambda: p.count("trade.>") > 50, "trades in the stream")
+        p.nats.kill()
+        p.wait(lambda: "messages are lost" in p.output(), "the buffer is full")
+        time.sleep(1)
+        p.nats.start()
+        p.wait(lambda: p.count("gap.>") >= 2, "the gaps in the stream")
+        before = p.count("trade.>")
+        p.wait(lambda: p.count("trade.>") > before + 50, "trades after it")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(15) == 0
+        verdict = judge(p.messages(), p.simulator.simulator.truth)
+        causes = {(g["affected_data_type"], g["cause"]) for g in verdict.gaps}
+        assert ("orderbook_delta", "overflow") in causes
+        assert verdict.faults == []
+
+
+def test_a_recording_made_while_running_replays_to_the_same_trades(tmp_path: Path) -> None:
+    with pipeline(tmp_path, SimulatorOptions(seed=25)) as p:
+        workers = ("binance_spot", "okx_derivatives", "deribit_derivatives")
+        flags = ("--seconds", "6", "--compression", "gzip")
+        recorders = [p.run("record", w, "--directory", str(tmp_path / w), *flags) for w in workers]
+        assert [r.wait(30) for r in recorders] == [0, 0, 0], p.output()
+        for worker in workers:
+            events = replayed(worker, sorted((tmp_path / worker).iterdir()))
+            messages = [(e["subject"], json.dumps(e["data"]).encode()) for e in events]
+            verdict = judge(messages, p.simulator.simulator.truth)
+            assert verdict.faults == []
+            assert verdict.gaps == []
+            assert verdict.trades > 50
+            assert verdict.books > 20
+            # Descriptions were recorded too: quantities are known in base coin.
+            assert all(e["data"]["quantity"] for e in events if e["subject"].startswith("trade."))
+
+
+def test_an_instrument_that_does_not_exist_is_named_and_the_others_run(tmp_path: Path) -> None:
+    with pipeline(tmp_path, SimulatorOptions(seed=26)) as p:
+        p.change("okx_spot", symbols=["BTC-USDT", "BTC-NIX"])
+        p.run("worker", "okx_spot")
+        p.wait(lambda: p.count("trade.>") > 20, "trades in the stream")
+        assert "okx_spot lists no instrument 'BTC-NIX': it is not collected" in p.output()
+
+
+def test_books_by_polling_as_the_earlier_system_did(tmp_path: Path) -> None:
+    with pipeline(tmp_path, SimulatorOptions(seed=27)) as p:
+        p.change(
+            "binance_derivatives",
+            orderbook={"method": "snapshot", "snapshot_interval": 1, "snapshot_depth": 20},
+        )
+        p.run("worker", "binance_derivatives")
+        p.wait(lambda: p.count("orderbook.>") >= 4, "polled books in the stream")
+        assert p.count("orderbook_delta.>") == 0
+        books = [json.loads(b) for s, b in p.messages() if s.startswith("orderbook.")]
+        assert all(len(b["bids"]) == 20 and b["ts_ms"] and b["last_update_id"] for b in books)
