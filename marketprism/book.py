@@ -3,7 +3,7 @@
 import zlib
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
-from math import isfinite
+from math import inf, isfinite
 
 from marketprism.events import Level
 
@@ -28,11 +28,14 @@ class Side:
         prices = self.prices
         for level in changes:
             price = float(level.price)
-            if float(level.quantity) == 0.0:
+            quantity = float(level.quantity)
+            if quantity == 0.0:
                 # An unknown level is normal: a truncated snapshot does not hold every level that is deleted later.
                 if levels.pop(price, None) is not None:
                     del prices[bisect_left(prices, price)]
                 continue
+            if not 0.0 < quantity < inf:
+                raise ValueError(f"quantity is not a number above 0: {level.quantity!r}")
             if price not in levels:
                 if not isfinite(price):  # NaN would never be found again
                     raise ValueError(f"price is not a number: {level.price!r}")

@@ -5,6 +5,7 @@ through a float. `ts_ms` is the exchange's own event time (null where it gives n
 this machine received the message. The two clocks may disagree by seconds, in either direction.
 """
 
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -255,6 +256,7 @@ def decode(payload: bytes) -> AnyPayload:
 _FORBIDDEN_IN_TOKEN = str.maketrans(dict.fromkeys(".*> \t\r\n\x00", "_"))
 
 
+@lru_cache(maxsize=65_536)
 def subject(data_type: str, exchange: str, market_type: str, symbol: str) -> str:
     """`{data_type}.{exchange}.{market_type}.{symbol}`, each part a legal NATS token."""
     return f"{data_type}.{exchange}.{market_type}.{symbol.translate(_FORBIDDEN_IN_TOKEN)}"

@@ -45,7 +45,7 @@ async def run(
     async def nothing() -> None:
         return
 
-    collector = Collector(settings.exchanges[exchange], count, writer)
+    collector = Collector(settings.exchanges[exchange], count, lambda: None, writer)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

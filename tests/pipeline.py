@@ -18,6 +18,7 @@ from typing import Any
 import nats
 import nats.errors
 import yaml
+from judge import Verdict, judge
 from natsbox import NatsBox, free_port
 
 from marketprism.simulator import Simulator, SimulatorOptions, write_config
@@ -52,7 +53,9 @@ class SimulatorThread:
         self.call(act())
 
     def stop(self) -> None:
-        """Stop serving."""
+        """Stop serving; once is enough."""
+        if self._loop.is_closed() or not self._thread.is_alive():
+            return
         self.call(self.simulator.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
@@ -165,6 +168,12 @@ class Pipeline:
             return found
         finally:
             await client.close()
+
+    def verdict(self) -> Verdict:
+        """Stop the workers and the markets, and hold the stream against the truth."""
+        self.stop_workers()
+        self.simulator.stop()  # the truth must stand still while it is read
+        return judge(self.messages(), self.simulator.simulator.truth)
 
     def stop_workers(self) -> None:
         """Stop the launcher or the workers in good order."""

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from judge import judge
 from natsbox import nats_server
 from pipeline import Pipeline, pipeline
 
@@ -29,7 +28,7 @@ def test_five_exchanges_live_equal_the_truth(tmp_path: Path) -> None:
         assert healthy(p), p.health()
         launcher.send_signal(signal.SIGTERM)
         assert launcher.wait(20) == 0
-        verdict = judge(p.messages(), p.simulator.simulator.truth)
+        verdict = p.verdict()
         assert verdict.faults == []
         assert verdict.gaps == []
         assert verdict.trades > 30 * SECONDS
@@ -63,8 +62,7 @@ def test_faults_are_told_and_mended(tmp_path: Path) -> None:
         p.wait(lambda: healthy(p), "healthy again after all faults", 60)
         time.sleep(3)
         assert healthy(p), p.health()
-        p.stop_workers()
-        verdict = judge(p.messages(), p.simulator.simulator.truth)
+        verdict = p.verdict()
     assert verdict.faults == [], p.output()[-6000:]
     told = {(g["exchange"], g["market_type"], g["affected_data_type"], g["cause"]) for g in verdict.gaps}
     assert {

@@ -12,8 +12,9 @@ from marketprism.events import Event, Gap, GapCause
 from marketprism.venues.base import MS, SECOND, Instrument, Out, elapsed
 
 _PAGES_MAX = 100  # of REST backfill for one hole; more would starve everything else of its budget
-_ATTEMPTS_MAX = 2  # after the first
-_ANSWER_NS = 20 * SECOND
+_ATTEMPTS_MAX = 6  # after the first; with the pauses between them about a minute
+_RETRY_MAX_NS = 30 * SECOND
+_ANEW_MS = 10_000
 
 
 @dataclass(slots=True)
@@ -25,10 +26,9 @@ class Hole:
     cause: GapCause
     before_ms: int | None
     after_ms: int | None
-    asked_ns: int
     asked: tuple[int, int] = (0, 0)  # what the page under way was asked for
-    pages: int = 0
-    attempts: int = 0
+    pages: int = 0  # asked for so far
+    attempts: int = 0  # failed since the last page that came
 
 
 class TradeLog:
@@ -43,7 +43,8 @@ class TradeLog:
         self.last_ts_ms: int | None = None
         self.repeated = 0
         self._backfill = backfill
-        self._holes: list[Hole] = []
+        self._holes: list[Hole] = []  # the first one is being asked for
+        self._failed_ns: int | None = None  # when REST failed, until it is asked again
         self._cause: GapCause = "sequence"  # of the next jump
 
     def resume(self, last_id: int, last_ts_ms: int | None) -> None:
@@ -59,15 +60,19 @@ class TradeLog:
         """Whether a trade with these ids (first and last of what it sums up) is new. Notes holes."""
         if self.last_id is None or last_id > self.last_id:
             if self.last_id is not None and first_id > self.last_id + 1:
-                hole = Hole(self.last_id + 1, first_id - 1, self._cause, self.last_ts_ms, ts_ms, now_ns)
+                hole = Hole(self.last_id + 1, first_id - 1, self._cause, self.last_ts_ms, ts_ms)
                 self._open(hole, now_ns, out)
-            self.last_id, self.last_ts_ms = last_id, ts_ms
-            self._cause = "sequence"
+            self._take(last_id, ts_ms)
             return True
         for hole in self._holes:
             if hole.first <= last_id <= hole.last:
                 self._fill(hole, first_id, last_id, ts_ms)
                 return True
+        if self.last_ts_ms is not None and ts_ms > self.last_ts_ms + _ANEW_MS:
+            # No repetition is that much later than the newest: the numbers themselves have begun anew.
+            self._begin_anew(first_id, ts_ms, now_ns, out)
+            self._take(last_id, ts_ms)
+            return True
         self.repeated += 1
         return False
 
@@ -76,7 +81,7 @@ class TradeLog:
         if not self._holes:
             return
         hole = self._holes[0]
-        hole.pages += 1
+        hole.attempts = 0
         if covered is not None:
             # Numbers within the page that it does not list were never given out.
             low, high = covered
@@ -84,6 +89,7 @@ class TradeLog:
                 hole.first = max(hole.first, high + 1)
             if high >= hole.last:
                 hole.last = min(hole.last, low - 1)
+            self._holes[1:] = [h for h in self._holes[1:] if h.first < low or h.last > high]
         stuck = (hole.first, hole.last) == hole.asked
         if stuck or hole.pages >= _PAGES_MAX:
             self._close(hole, now_ns, out)
@@ -97,17 +103,25 @@ class TradeLog:
         hole.attempts += 1
         if final or hole.attempts > _ATTEMPTS_MAX:
             self._close(hole, now_ns, out)
-        self._ask(now_ns, out)
+            self._ask(now_ns, out)
+        else:
+            self._failed_ns = now_ns
 
     def tick(self, now_ns: int, out: Out) -> None:
-        """Give up on an answer that does not come."""
-        if self._holes and elapsed(now_ns, self._holes[0].asked_ns, _ANSWER_NS):
-            self.failed(now_ns, out)
+        """Ask again, some time after a failure. (An answer that takes long is waited for: each request has one.)"""
+        if self._failed_ns is not None and self._holes:
+            pause_ns = min(SECOND << (self._holes[0].attempts - 1), _RETRY_MAX_NS)
+            if elapsed(now_ns, self._failed_ns, pause_ns):
+                self._ask(now_ns, out)
 
     def close(self, now_ns: int, out: Out) -> None:
         """The end: what is still missing is told."""
         while self._holes:
             self._close(self._holes[0], now_ns, out)
+
+    def _take(self, last_id: int, ts_ms: int) -> None:
+        self.last_id, self.last_ts_ms = last_id, ts_ms
+        self._cause = "sequence"
 
     def _open(self, hole: Hole, now_ns: int, out: Out) -> None:
         self._holes.append(hole)
@@ -116,13 +130,14 @@ class TradeLog:
 
     def _ask(self, now_ns: int, out: Out) -> None:
         """Ask for the first hole; one that cannot be asked for is told."""
+        self._failed_ns = None
         while self._holes:
             hole = self._holes[0]
-            hole.asked_ns = now_ns
-            hole.asked = hole.first, hole.last
             if hole.first > hole.last:
                 self._holes.pop(0)
                 continue
+            hole.asked = hole.first, hole.last
+            hole.pages += 1
             if self._backfill is not None and self._backfill(self.instrument, hole.first, hole.last, out):
                 return
             self._close(hole, now_ns, out)
@@ -135,31 +150,52 @@ class TradeLog:
                 self._holes.remove(hole)
         else:
             # Filled from the middle (a second connection): keep looking for what lies before it.
-            after = Hole(last_id + 1, hole.last, hole.cause, ts_ms, hole.after_ms, hole.asked_ns)
+            after = Hole(last_id + 1, hole.last, hole.cause, ts_ms, hole.after_ms, pages=hole.pages)
             hole.last, hole.after_ms = first_id - 1, ts_ms
             if after.first <= after.last:
                 self._holes.insert(self._holes.index(hole) + 1, after)
+
+    def _begin_anew(self, first_id: int, ts_ms: int, now_ns: int, out: Out) -> None:
+        """Tell what cannot be looked for any more, and how far the old numbers went."""
+        self.close(now_ns, out)
+        gap = self._gap("sequence", self.last_id, first_id, self.last_ts_ms, ts_ms, now_ns)
+        gap.detail = "the exchange's numbers began anew"
+        self._tell(gap, f"trade:anew:{self.last_id}:{first_id}:{ts_ms}", out)
 
     def _close(self, hole: Hole, now_ns: int, out: Out) -> None:
         """Stop looking, and tell what is still missing."""
         self._holes.remove(hole)
         if hole.first > hole.last:
             return
+        gap = self._gap(hole.cause, hole.first - 1, hole.last + 1, hole.before_ms, hole.after_ms, now_ns)
+        gap.missing = hole.last - hole.first + 1
+        self._tell(gap, f"trade:{hole.first}-{hole.last}", out)
+
+    def _gap(
+        self,
+        cause: GapCause,
+        before: int | None,
+        after: int,
+        before_ms: int | None,
+        after_ms: int | None,
+        now_ns: int,
+    ) -> Gap:
         i = self.instrument
-        gap = Gap(
+        return Gap(
             exchange=i.exchange,
             market_type=i.market_type,
             symbol=i.symbol,
             instrument_id=i.id,
-            ts_ms=hole.after_ms,
+            ts_ms=after_ms,
             collected_ts_ms=now_ns // MS,
             affected_data_type="trade",
-            cause=hole.cause,
-            last_id_before=str(hole.first - 1),
-            first_id_after=str(hole.last + 1),
-            last_ts_ms_before=hole.before_ms,
-            first_ts_ms_after=hole.after_ms,
-            missing=hole.last - hole.first + 1,
+            cause=cause,
+            last_id_before=str(before),
+            first_id_after=str(after),
+            last_ts_ms_before=before_ms,
+            first_ts_ms_after=after_ms,
         )
-        identity = f"trade:{hole.first}-{hole.last}"
+
+    def _tell(self, gap: Gap, identity: str, out: Out) -> None:
+        i = self.instrument
         out.append(Event(i.subject("gap"), i.event_id("gap", identity), gap))

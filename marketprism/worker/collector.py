@@ -27,9 +27,13 @@ class Collector:
     """Drives a venue over the network. `emit(event, read_ns)` gets what comes of it."""
 
     def __init__(
-        self, exchange: ExchangeSettings, emit: Callable[[Event, int], None], recorder: Recorder | None = None
+        self,
+        exchange: ExchangeSettings,
+        emit: Callable[[Event, int], None],
+        flush: Callable[[], None],
+        recorder: Recorder | None = None,
     ) -> None:
-        """`read_ns`: `time.perf_counter_ns()` when the socket was read."""
+        """`read_ns`: `time.perf_counter_ns()` when the socket was read. `flush()`: all of one read was emitted."""
         self.venue = VENUES[exchange.name](venue_options(exchange))
         self.poller = Poller(
             exchange.base_url, self.venue.budgets, self, depth_base_url=exchange.orderbook.rest_base
@@ -39,6 +43,7 @@ class Collector:
         self.errors: Counter[str] = Counter()
         self.log = RateLimitedLog(log)
         self._emit = emit
+        self.read = flush  # see `feed.Driver`
         self._recorder = recorder
         self._ready = asyncio.Event()
         self._stopping = False

@@ -36,6 +36,8 @@ class Driver(Protocol):
 
     def received(self, conn: str, data: bytes, read_ns: int) -> None: ...
 
+    def read(self) -> None: ...
+
     def sent(self, conn: str, text: str) -> None: ...
 
     def closed(self, conn: str, cause: str) -> None: ...
@@ -44,16 +46,20 @@ class Driver(Protocol):
 class _Direct(ClientConnection):
     """Hands each whole frame on at the moment it is read, without a queue and a wake-up in between."""
 
-    def __init__(self, *args: Any, on_frame: Callable[[bytes, int], None], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, on_frame: Callable[[bytes, int], None], on_read: Callable[[], None], **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._on_frame = on_frame
+        self._on_read = on_read
         self._in_fragments = False
         self._read_ns = 0
 
     def data_received(self, data: bytes) -> None:
-        """Note when the socket was read: latency counts from here."""
+        """Note when the socket was read: latency counts from here. Then say that all of it has been handed on."""
         self._read_ns = time.perf_counter_ns()
         super().data_received(data)
+        self._on_read()
 
     def process_event(self, event: Any) -> None:
         """Frames that are a whole message pass at once; fragments are put together by the library."""
@@ -82,7 +88,7 @@ class _Connection:
 
     async def run(self) -> str:
         """Connect and serve until the connection ends; returns why. Raises one of CONNECT_ERRORS."""
-        factory = partial(_Direct, on_frame=self._on_frame)
+        factory = partial(_Direct, on_frame=self._on_frame, on_read=self._driver.read)
         async with connect(
             self._socket.url,
             create_connection=factory,  # type: ignore[arg-type]  # any callable that makes one will do

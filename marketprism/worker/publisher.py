@@ -161,6 +161,10 @@ class Publisher:
             )
         return False
 
+    def flush(self) -> None:
+        """Write what this turn of the loop has gathered now, without waiting for the turn to end."""
+        self._flush()
+
     async def drain(self, timeout_s: float) -> int:
         """Wait until everything taken in is acknowledged; return how many messages are not."""
         if self.unacknowledged:

@@ -41,7 +41,9 @@ class Worker:
             stream_preparation(settings.nats),
         )
         self._recorder = recorder(settings.recording, name)
-        self.collector = Collector(settings.exchanges[name], self._publish, self._recorder)
+        self.collector = Collector(
+            settings.exchanges[name], self._publish, self.publisher.flush, self._recorder
+        )
         self._stream = settings.nats.stream.name
         self._memory = memory
         self._log = RateLimitedLog(log)

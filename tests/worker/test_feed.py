@@ -20,6 +20,7 @@ class Witness:
         self.log: list[tuple[str, str]] = []
         self.frames: list[tuple[str, bytes]] = []
         self.fail_on = b""
+        self.reads = 0
 
     def opened(self, socket: str, conn: str) -> None:
         self.log.append(("opened", conn))
@@ -29,6 +30,9 @@ class Witness:
         if data == self.fail_on:
             raise RuntimeError("a defect of ours")
         self.frames.append((conn, data))
+
+    def read(self) -> None:
+        self.reads += 1
 
     def sent(self, conn: str, text: str) -> None:
         self.log.append(("sent", text))
