@@ -164,8 +164,13 @@ class Instrument(msgspec.Struct, frozen=True, gc=False):
         return plain(Decimal(f"{amount / at:.12g}")) if at else None
 
 
+_DIGITS_MAX = 40  # before or behind the point: a figure of more is none
+
+
 def plain(number: Decimal) -> str:
-    """A decimal as text without an exponent and without trailing zeros."""
+    """A decimal as text without an exponent and without trailing zeros. Raises ValueError on an absurd one."""
+    if not number.is_finite() or abs(number.adjusted()) > _DIGITS_MAX:
+        raise ValueError(f"figure out of range: {number}")
     text = f"{number:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
@@ -183,7 +188,18 @@ def elapsed(now_ns: int, since_ns: int, period_ns: int) -> bool:
 class Connection:
     """An open connection as the venue sees it: when it last spoke, and what it has not answered yet."""
 
-    __slots__ = ("asked", "conn", "heard_ns", "opened_ns", "probed_ns", "seen", "socket", "warned")
+    __slots__ = (
+        "asked",
+        "asked_ns",
+        "conn",
+        "heard_ns",
+        "opened_ns",
+        "probed_ns",
+        "seen",
+        "socket",
+        "unsubscribing",
+        "warned",
+    )
 
     def __init__(self, conn: str, socket: str, now_ns: int) -> None:
         self.conn = conn
@@ -191,7 +207,9 @@ class Connection:
         self.opened_ns = self.heard_ns = now_ns
         self.probed_ns: int | None = None  # when we asked whether it still lives
         self.asked: dict[int | str, tuple[str, ...]] = {}  # request id → channels not yet acknowledged
-        self.seen: set[str] = set()  # channels that have delivered
+        self.asked_ns = now_ns  # when the last of them was
+        self.unsubscribing: dict[int, str] = {}  # request id → channel to subscribe again once it is gone
+        self.seen: set[str] = set()  # expected channels that have delivered
         self.warned = False
 
 
@@ -218,7 +236,7 @@ def check_alive(
 
 def check_acks(c: Connection, now_ns: int, out: Out) -> None:
     """Say once which subscriptions were not acknowledged."""
-    if c.asked and elapsed(now_ns, c.opened_ns, DEAD_AFTER_NS):
+    if c.asked and elapsed(now_ns, c.asked_ns, DEAD_AFTER_NS):
         missing = sorted(name for names in c.asked.values() for name in names)
         c.asked.clear()
         shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")

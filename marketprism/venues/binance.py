@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TypeAlias
 from urllib.parse import parse_qs, quote, urlsplit
 
 import msgspec
@@ -34,6 +35,8 @@ from marketprism.venues.venue import LSR, Market, Venue
 
 _STREAMS_PER_SOCKET = 200  # of 1,024 allowed: the older USD-M text says 200
 _STREAMS_PER_MESSAGE = 100
+_ROUTES_MAX = 10_000
+_MICROSECONDS = 10**14  # a time above this is in µs (`timeUnit=MICROSECOND`): in ms it would be the year 5138
 
 
 # -- messages --------------------------------------------------------------------------------------------------
@@ -143,6 +146,9 @@ class _Premium(msgspec.Struct, gc=False):
     ts_ms: int = msgspec.field(name="time")
 
 
+_Premiums: TypeAlias = _Premium | list[_Premium]  # of one symbol, or of all
+
+
 class _FundingInfo(msgspec.Struct, gc=False):
     symbol: str
     hours: int = msgspec.field(name="fundingIntervalHours")
@@ -155,6 +161,7 @@ class _OpenInterest(msgspec.Struct, gc=False):
 
 
 class _Ratio(msgspec.Struct, gc=False):
+    symbol: str
     ratio: str = msgspec.field(name="longShortRatio")
     long: str = msgspec.field(name="longAccount")
     short: str = msgspec.field(name="shortAccount")
@@ -222,7 +229,6 @@ class _Kind:
     depth_path: str
     market_path: str
     trade_channel: str
-    backfill: str  # path of the trades by id
     backfill_weight: int
     budgets: tuple[Budget, ...]
     send_interval_s: float
@@ -237,7 +243,6 @@ _KINDS: dict[MarketType, _Kind] = {
         depth_path="/stream",
         market_path="/stream",
         trade_channel="trade",
-        backfill="historicalTrades",
         backfill_weight=25,
         budgets=(Budget("ip", 4800, 60),),  # of 6,000 a minute
         send_interval_s=0.25,  # of 5 messages a second, pongs included
@@ -251,7 +256,6 @@ _KINDS: dict[MarketType, _Kind] = {
         depth_path="/public/stream",
         market_path="/market/stream",
         trade_channel="aggTrade",  # documented, unlike `trade`
-        backfill="aggTrades",
         backfill_weight=20,
         budgets=(Budget("ip", 1900, 60), Budget("futures_data", 800, 300)),  # of 2,400 and 1,000
         send_interval_s=0.12,  # of 10 messages a second
@@ -286,6 +290,7 @@ class Binance(Venue):
         self._routes: dict[bytes, Callable[[Connection, bytes, int, Out], None] | None] = {}
         self._trade_kind: dict[str, bool] = {}  # symbol → whether its trades are aggregates
         self._funding_hours: dict[str, int] | None = None
+        self._whole_list = False  # of instruments: one unknown symbol in a request for some spoils it
 
     @property
     def budgets(self) -> tuple[Budget, ...]:  # type: ignore[override]
@@ -345,6 +350,12 @@ class Binance(Venue):
             out.append(Send(connection.conn, _request("SUBSCRIBE", request_id, list(part))))
         self._join(connection, streams)
 
+    def _types_on(self, socket: str) -> frozenset[str]:
+        path, streams = self._streams().get(socket, ("", []))
+        if not path or any("forceOrder" in s for s in streams):
+            return self.options.data_types
+        return self.options.data_types - {"liquidation"}
+
     def _join(self, connection: Connection, streams: Iterable[str]) -> None:
         for stream in streams:
             if "@depth" in stream:
@@ -360,9 +371,11 @@ class Binance(Venue):
     def _frame(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         if data.startswith(b'{"stream":"'):
             stream = data[11 : data.index(b'"', 11)]
-            route = self._routes.get(stream, self._frame)
-            if route == self._frame:
-                route = self._routes[stream] = self._route(stream.decode())
+            if stream not in self._routes:
+                if len(self._routes) >= _ROUTES_MAX:
+                    self._routes.clear()
+                self._routes[stream] = self._route(stream.decode())
+            route = self._routes[stream]
             if route is not None:
                 if len(connection.seen) < len(self._routes):
                     connection.seen.add(stream.decode())
@@ -377,7 +390,7 @@ class Binance(Venue):
         channel = stream.split("@", 1)[1] if "@" in stream else ""
         if channel == "depth" or channel.startswith("depth@"):  # not depth5, depth10, depth20: partial books
             return self._on_depth
-        if channel in _TRADE_KINDS:
+        if channel in _TRADE_KINDS and self.options.wants("trade"):
             return self._on_trade
         if channel.startswith("markPrice") and self.options.wants("funding_rate"):
             return self._on_mark_price
@@ -386,12 +399,15 @@ class Binance(Venue):
         return None
 
     def _other(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
-        """An ack, an error, a notice, or a frame of the raw path `/ws`, which has no envelope."""
+        """An ack, an error, a notice, or a frame that is written in another way than Binance does on `/stream`."""
         header = _decode_header(data)
         if header.event == "serverShutdown" or header.stream == "!serverShutdown":
             out.append(Reconnect(connection.conn, "serverShutdown", overlap=True))
-        elif header.event in _RAW:
-            _RAW[header.event](self, connection, b'{"data":' + data + b"}", now_ns, out)
+        elif header.stream or header.event in _RAW:
+            route = self._route(header.stream or _RAW[header.event])
+            if route is not None:
+                # The raw path `/ws` has no envelope.
+                route(connection, data if header.stream else b'{"data":' + data + b"}", now_ns, out)
         elif header.code is not None or header.error:
             text = header.msg or bytes(header.error).decode("utf-8", "replace")
             out.append(Note("error", "refused", f"{self.options.name}: code {header.code}: {text[:200]}"))
@@ -402,13 +418,13 @@ class Binance(Venue):
         m = _decode_depth(data).data
         book = self.book(m.symbol, connection.conn, now_ns)
         if book is not None:
-            update = Update(m.bids, m.asks, m.event_ms, m.last_id, m.first_id, m.prev_id)
+            update = Update(m.bids, m.asks, _ms(m.event_ms), m.last_id, m.first_id, m.prev_id)
             book.receive(update, connection.conn, now_ns, out)
 
     def _on_trade(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         m = _decode_trade(data).data
         market = self.market(m.symbol)
-        if market is None or not self.options.wants("trade"):
+        if market is None:
             return
         # A recording may hold both kinds; they tell the same trades, under two numberings.
         aggregate = m.trade_id is None
@@ -418,7 +434,8 @@ class Binance(Venue):
         if number is None:
             raise ValueError("trade without an id")
         span = (m.first_id, m.last_id) if aggregate else None
-        self._emit_trade(market, number, m.price, m.quantity, m.buyer_is_maker, m.trade_ms, span, now_ns, out)
+        ts_ms = _ms(m.trade_ms)
+        self._emit_trade(market, number, m.price, m.quantity, m.buyer_is_maker, ts_ms, span, now_ns, out)
 
     def _emit_trade(
         self,
@@ -442,7 +459,7 @@ class Binance(Venue):
             ts_ms=ts_ms,
             now_ns=now_ns,
             out=out,
-            span=(str(span[0]), str(span[1])) if span else None,
+            span=(str(span[0]), str(span[1])) if span and None not in span else None,
         )
 
     def _on_mark_price(self, _: Connection, data: bytes, now_ns: int, out: Out) -> None:
@@ -452,15 +469,17 @@ class Binance(Venue):
             return
         market.mark_price = m.mark_price
         if m.rate:  # "" for delivery symbols
-            self._funding(market, m.rate, m.mark_price, m.index_price, m.next_ms, m.event_ms, now_ns, out)
+            ts_ms = _ms(m.event_ms)
+            self._funding(market, m.rate, m.mark_price, m.index_price, _ms(m.next_ms), ts_ms, now_ns, out)
 
     def _on_force_order(self, _: Connection, data: bytes, now_ns: int, out: Out) -> None:
         o = _decode_force(data).data.order
         side: Side = "buy" if o.side == "BUY" else "sell"
+        ts_ms = _ms(o.trade_ms)
         self.publish(
             Liquidation,
             self.describe(o.symbol),
-            o.trade_ms,
+            ts_ms,
             f"{o.trade_ms}:{side}:{o.price}:{o.quantity}:{o.filled}",
             now_ns,
             out,
@@ -473,8 +492,8 @@ class Binance(Venue):
             quantity_unit="base",
             filled_quantity=o.filled,
             notional_value=plain(Decimal(o.average_price) * Decimal(o.filled)),
-            liquidation_time=iso(o.trade_ms),
-            liquidation_ts_ms=o.trade_ms,
+            liquidation_time=iso(ts_ms),
+            liquidation_ts_ms=ts_ms,
             aggregation_mode="filtered" if self.options.liquidation_symbols else "all-symbol",
             average_price=o.average_price,
         )
@@ -520,25 +539,27 @@ class Binance(Venue):
 
     def _ask_instruments(self) -> Iterable[Fetch]:
         path = f"{self._kind.api}/exchangeInfo"
-        if self.options.market_type == "spot" and self.markets:  # the whole list is over 10 MB
+        if self.options.market_type == "spot" and self.markets and not self._whole_list:  # that is over 10 MB
             path += "?symbols=" + quote(json.dumps(list(self.markets), separators=(",", ":")))
         yield Fetch("instruments", "", path, weight=20)
 
-    def _refused_symbols(self, body: bytes) -> bool:
-        return b"-1121" in body
+    def _instruments_refused(self, fetch: Fetch, out: Out) -> None:
+        self._whole_list = True  # code -1121: one of the symbols is unknown, without saying which
 
     def _parse_instruments(self, body: bytes) -> Iterator[Instrument]:
         for s in msgspec.json.decode(body, type=_ExchangeInfo).symbols:
-            market_type: MarketType = self.options.market_type
-            symbol = f"{s.base}-{s.quote}"
             if "_" in s.symbol and s.contract_type not in ("PERPETUAL", "TRADIFI_PERPETUAL", ""):
-                market_type = "futures"
-                symbol += "-" + s.symbol.rsplit("_", 1)[1]
-            yield Instrument(s.symbol, "binance", market_type, symbol, unit="base")
+                yield self._guess(s.symbol)
+            else:
+                market_type = self.options.market_type
+                yield Instrument(s.symbol, "binance", market_type, f"{s.base}-{s.quote}", unit="base")
 
     def _guess(self, instrument_id: str) -> Instrument:
-        # Every quantity on spot and USD-M is in base coin: a contract is one base coin.
-        return Instrument(instrument_id, "binance", self.options.market_type, instrument_id, unit="base")
+        # Every quantity on spot and USD-M is in base coin: a contract is one base coin. BTCUSDT_260327 is dated.
+        market_type: MarketType = self.options.market_type
+        if market_type == "perpetual" and instrument_id[-6:].isdecimal() and instrument_id[-7:-6] == "_":
+            market_type = "futures"
+        return Instrument(instrument_id, "binance", market_type, instrument_id, unit="base")
 
     def _at_least(self, depth: int) -> int:
         limits = self._kind.depth_limits
@@ -549,14 +570,17 @@ class Binance(Venue):
         weight = kind.depth_weights[kind.depth_limits.index(limit)]
         return Fetch("depth", symbol, f"{kind.api}/depth?symbol={quote(symbol)}&limit={limit}", weight)
 
-    def _resync(self, book: BookSync, now_ns: int, out: Out) -> None:
+    def _resync(self, book: BookSync, now_ns: int, out: Out) -> bool:
         out.append(self._depth_fetch(book.instrument.id, self._depth_limit))
+        return True
 
     def _backfill(self, instrument: Instrument, first: int, last: int, out: Out) -> bool:
-        kind = self._kind
+        # By the numbering that the stream has; a recording may have the other one.
+        aggregate = self._trade_kind.get(instrument.id, self._kind.trade_channel == "aggTrade")
+        path = "aggTrades" if aggregate else "historicalTrades"
         limit = min(1000, last - first + 1)
-        path = f"{kind.api}/{kind.backfill}?symbol={quote(instrument.id)}&fromId={first}&limit={limit}"
-        out.append(Fetch("trades", instrument.id, path, kind.backfill_weight))
+        path = f"{self._kind.api}/{path}?symbol={quote(instrument.id)}&fromId={first}&limit={limit}"
+        out.append(Fetch("trades", instrument.id, path, self._kind.backfill_weight))
         return True
 
     def _handlers(self) -> dict[str, Callable[[Fetch, bytes, int, Out], None]]:
@@ -579,8 +603,10 @@ class Binance(Venue):
         if market.book is None:
             self.polled_book(market, snap, now_ns, out)
             return
-        # As many levels as may be asked for: the rest was cut off. (A recording may have asked for another number.)
-        cut = [len(side) in self._kind.depth_limits for side in (m.bids, m.asks)]
+        # As many levels as were asked for: the rest was cut off. (A recording may have asked for another number.)
+        limit = parse_qs(urlsplit(fetch.path).query).get("limit", ["0"])[0]
+        limits = (min(int(limit), self._kind.depth_limits[-1]),) if limit != "0" else self._kind.depth_limits
+        cut = [len(side) in limits for side in (m.bids, m.asks)]
         market.book.rest_snapshot(snap, cut_bids=cut[0], cut_asks=cut[1], now_ns=now_ns, out=out)
 
     def _take_trades(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
@@ -588,7 +614,10 @@ class Binance(Venue):
         if market is None:
             return
         ids: list[int] = []
-        if self._kind.backfill == "aggTrades":
+        aggregate = b'"a":' in body
+        if self._trade_kind.get(fetch.instrument, aggregate) != aggregate:
+            raise ValueError("trades of another numbering than the stream's")
+        if aggregate:
             for a in msgspec.json.decode(body, type=list[_RestAggregate]):
                 ids.append(a.aggregate_id)
                 span = a.first_id, a.last_id
@@ -612,11 +641,12 @@ class Binance(Venue):
         market.trades.answered((min(ids), max(ids)) if ids else None, now_ns, out)
 
     def _take_premium(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
-        m = msgspec.json.decode(body, type=_Premium)
-        market = self.market(m.symbol)
-        if market is not None:
-            market.mark_price = m.mark_price
-            self._funding(market, m.rate, m.mark_price, m.index_price, m.next_ms, m.ts_ms, now_ns, out)
+        answer = msgspec.json.decode(body, type=_Premiums)
+        for m in answer if isinstance(answer, list) else [answer]:
+            market = self.market(m.symbol)
+            if market is not None:
+                market.mark_price = m.mark_price
+                self._funding(market, m.rate, m.mark_price, m.index_price, m.next_ms, m.ts_ms, now_ns, out)
 
     def _funding(
         self,
@@ -674,14 +704,12 @@ class Binance(Venue):
         )
 
     def _take_ratios(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
-        market = self.market(fetch.instrument)
-        if market is None:
-            return
         share = "position" if fetch.kind == "lsr_top_position" else "account"
         rows = msgspec.json.decode(body, type=list[_Ratio])
         period = self.options.lsr_period
         for row in sorted(rows, key=lambda r: r.ts_ms):
-            if self.is_new(fetch.kind, fetch.instrument, row.ts_ms):
+            market = self.market(row.symbol)
+            if market is not None and self.is_new(fetch.kind, row.symbol, row.ts_ms):
                 fields = {f"long_{share}_ratio": row.long, f"short_{share}_ratio": row.short}
                 self.publish(
                     LSR[fetch.kind],
@@ -696,17 +724,22 @@ class Binance(Venue):
                 )
 
 
+def _ms(time: int) -> int:
+    return time if time < _MICROSECONDS else time // 1000
+
+
 def _request(method: str, request_id: int, params: list[str] | None = None) -> str:
     message = {"method": method, "id": request_id}
     return json.dumps({**message, "params": params} if params else message)
 
 
-_RAW: dict[str, Callable[[Binance, Connection, bytes, int, Out], None]] = {
-    "depthUpdate": Binance._on_depth,
-    "trade": Binance._on_trade,
-    "aggTrade": Binance._on_trade,
-    "markPriceUpdate": Binance._on_mark_price,
-    "forceOrder": Binance._on_force_order,
+# What a frame without an envelope would be called with one.
+_RAW = {
+    "depthUpdate": "@depth",
+    "trade": "@trade",
+    "aggTrade": "@aggTrade",
+    "markPriceUpdate": "@markPrice",
+    "forceOrder": "@forceOrder",
 }
 _ENDPOINTS = {
     "depth": "depth",

@@ -45,6 +45,7 @@ _CHANNELS_PER_CALL = 200  # of about 500
 _HEARTBEAT_S = 10  # the least that is allowed
 _ROUTES_MAX = 10_000
 _EXPONENT_MAX = 40  # a figure with more digits than this is none
+_CANDLES_MAX = 900  # of the 1,000 in one answer
 
 
 # -- messages --------------------------------------------------------------------------------------------------
@@ -57,6 +58,7 @@ class _Book(msgspec.Struct, gc=False):
     bids: list[tuple[str, Decimal, Decimal]]  # new | change | delete, price, amount
     asks: list[tuple[str, Decimal, Decimal]]
     prev_id: int | None = msgspec.field(name="prev_change_id", default=None)  # a snapshot has none
+    type: str = "snapshot"  # or "change"; not there in 2020
 
 
 class _Trade(msgspec.Struct, gc=False):
@@ -125,6 +127,7 @@ class _Error(msgspec.Struct, gc=False):
 
 class _Params(msgspec.Struct, gc=False):
     type: str = ""
+    channel: str = ""
 
 
 class _Rpc(msgspec.Struct, gc=False):
@@ -228,7 +231,6 @@ class Deribit(Venue):
     send_interval_s = 0.35  # a subscription costs 3,000 of a pool refilled by about 10,000 a second
 
     def __init__(self, options: Options) -> None:
-        self._unsubscribing: dict[int, str] = {}  # request id → channel to subscribe again
         self._routes: dict[bytes, Callable[[Connection, bytes, int, Out], None] | None] = {}
         self._currencies_asked: set[str] = set()
         super().__init__(options)
@@ -253,14 +255,15 @@ class Deribit(Venue):
         heartbeat = _call(self.next_id(), "public/set_heartbeat", {"interval": _HEARTBEAT_S})
         out.append(Send(connection.conn, heartbeat))
         for part in chunks(self._wanted(), _CHANNELS_PER_CALL):
-            self._subscribe_to(connection, list(part), out)
+            self._subscribe_to(connection, list(part), connection.opened_ns, out)
         for channel in self._wanted():
             if channel.startswith("book."):
                 self.book(channel.split(".")[1], connection.conn, connection.opened_ns)
 
-    def _subscribe_to(self, connection: Connection, channels: list[str], out: Out) -> None:
+    def _subscribe_to(self, connection: Connection, channels: list[str], now_ns: int, out: Out) -> None:
         request_id = self.next_id()
         connection.asked[request_id] = tuple(channels)
+        connection.asked_ns = now_ns
         out.append(Send(connection.conn, _call(request_id, "public/subscribe", {"channels": channels})))
 
     def _channels(self, connection: Connection) -> Iterable[str]:
@@ -272,16 +275,19 @@ class Deribit(Venue):
     def _frame(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         at = data.find(b'"channel":"')
         if at < 0:
-            self._on_rpc(connection, data, out)
-            return
-        channel = data[at + 11 : data.index(b'"', at + 11)]
+            self._on_rpc(connection, data, now_ns, out)
+        else:
+            self._on_data(connection, data[at + 11 : data.index(b'"', at + 11)], data, now_ns, out)
+
+    def _on_data(self, connection: Connection, channel: bytes, data: bytes, now_ns: int, out: Out) -> None:
         route = self._routes.get(channel)
         if route is None and channel not in self._routes:
             if len(self._routes) >= _ROUTES_MAX:
                 self._routes.clear()
             route = self._routes[channel] = self._route(channel.decode())
         if route is not None:
-            connection.seen.add(channel.decode())
+            if len(connection.seen) < _ROUTES_MAX:
+                connection.seen.add(channel.decode())
             route(connection, data, now_ns, out)
 
     def _route(self, channel: str) -> Callable[[Connection, bytes, int, Out], None] | None:
@@ -299,28 +305,30 @@ class Deribit(Venue):
             return self._on_volatility
         return None
 
-    def _on_rpc(self, connection: Connection, data: bytes, out: Out) -> None:
+    def _on_rpc(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         m = _decode_rpc(data)
-        if m.method == "heartbeat":
-            if m.params is not None and m.params.type == "test_request":
+        params = m.params or _Params()
+        if params.channel:  # data, but not written as Deribit does
+            self._on_data(connection, params.channel.encode(), data, now_ns, out)
+        elif m.method == "heartbeat":
+            if params.type == "test_request":
                 out.append(Send(connection.conn, _call(self.next_id(), "public/test", {})))
-            return
-        if m.error is not None:
-            out.append(
-                Note("error", "refused", f"{self.options.name}: code {m.error.code}: {m.error.message[:200]}")
-            )
+        elif m.error is not None:
+            text = f"{self.options.name}: code {m.error.code}: {m.error.message[:200]}"
+            out.append(Note("error", "refused", text))
             if m.error.code == 10028:  # too_many_requests: the session is closed
                 out.append(Reconnect(connection.conn, "too_many_requests"))
-            return
-        if m.id is None:
-            return
-        channel = self._unsubscribing.pop(m.id, None)
+        elif m.id is not None:
+            self._on_result(connection, m.id, m.result, now_ns, out)
+
+    def _on_result(self, connection: Connection, request_id: int, result: Any, now_ns: int, out: Out) -> None:
+        channel = connection.unsubscribing.pop(request_id, None)
         if channel is not None:
             # A live channel that is subscribed again is acknowledged but sends no new snapshot: hence this order.
-            self._subscribe_to(connection, [channel], out)
-        asked = connection.asked.pop(m.id, None)
-        if asked is not None and isinstance(m.result, list):
-            self._diff(asked, m.result, out)
+            self._subscribe_to(connection, [channel], now_ns, out)
+        asked = connection.asked.pop(request_id, None)
+        if asked is not None and isinstance(result, list):
+            self._diff(asked, result, out)
 
     def _diff(self, asked: tuple[str, ...], given: list[Any], out: Out) -> None:
         """Unknown and malformed channels are dropped without a word."""
@@ -331,6 +339,8 @@ class Deribit(Venue):
 
     def _on_book(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         m = _decode_book(data).params.data
+        if m.prev_id is None and m.type != "snapshot":
+            raise ValueError(f"{m.type} of a book without prev_change_id")
         book = self.book(m.instrument, connection.conn, now_ns)
         if book is None:
             return
@@ -348,8 +358,7 @@ class Deribit(Venue):
             market = self.market(row.instrument)
             if market is None:
                 continue
-            before = len(out)
-            self.trade(
+            new = self.trade(
                 market,
                 (row.seq, row.seq),
                 trade_id=row.trade_id,
@@ -361,7 +370,7 @@ class Deribit(Venue):
                 out=out,
                 seq=row.seq,
             )
-            if len(out) > before and row.liquidation and self.options.wants("liquidation"):
+            if new and row.liquidation and self.options.wants("liquidation"):
                 self._publish_liquidation(market.instrument, row, now_ns, out)
 
     def _publish_liquidation(self, i: Instrument, row: _Trade, now_ns: int, out: Out) -> None:
@@ -400,7 +409,8 @@ class Deribit(Venue):
     def _on_volatility(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         m = _decode_volatility(data).params.data
         currency = m.index.split("_", 1)[0].upper()  # btc_usd
-        if self.is_new("volatility_index", currency, m.ts_ms):
+        # Apart from the candles, which are told when they close, after the points within them.
+        if self.is_new("volatility_point", currency, m.ts_ms):
             value = text(m.volatility)
             fields = {
                 "currency": currency,
@@ -441,6 +451,9 @@ class Deribit(Venue):
         def fetch(now_ns: int) -> Fetch:
             now_ms = now_ns // MS
             since_ms = now_ms - max(3_600, 10 * resolution_s) * 1000
+            known_ms = self._newest_ts_ms.get(("volatility_index", currency), since_ms)
+            # Whatever was missed since, as far as one answer goes.
+            since_ms = max(min(since_ms, known_ms), now_ms - _CANDLES_MAX * resolution_s * 1000)
             path = (
                 f"/api/v2/public/get_volatility_index_data?currency={currency}"
                 f"&start_timestamp={since_ms}&end_timestamp={now_ms}&resolution={resolution_s}"
@@ -477,14 +490,21 @@ class Deribit(Venue):
         self._currencies_asked.discard(fetch.instrument)
         return not self._currencies_asked
 
+    def _instruments_refused(self, fetch: Fetch, out: Out) -> None:
+        """A currency that Deribit does not know lists nothing."""
+        if not self.ready and self._instruments_complete(fetch):
+            self._begin(out)
+
     def _parse_instruments(self, body: bytes) -> Iterator[Instrument]:
         for row in msgspec.json.decode(body, type=_Instruments).result:
             market_type: MarketType = "options" if "option" in row.kind else "futures"
             if row.period == "perpetual":
                 market_type = "perpetual"
-            symbol = f"{row.base}-{row.quote}" if market_type == "perpetual" else row.name
+            elif row.kind == "spot":
+                market_type = "spot"
+            symbol = f"{row.base}-{row.quote}" if market_type in ("perpetual", "spot") else row.name
             # An amount is in USD on inverse futures, in base coin on everything else: it is never in contracts.
-            if "option" not in row.kind and row.quote == "USD":
+            if "future" in row.kind and row.quote == "USD":
                 yield Instrument(row.name, "deribit", market_type, symbol, "quote", Decimal(1), inverse=True)
             else:
                 yield Instrument(row.name, "deribit", market_type, symbol, "base")
@@ -501,15 +521,15 @@ class Deribit(Venue):
             market_type = "options"
         return Instrument(instrument_id, "deribit", market_type, symbol)
 
-    def _resync(self, book: BookSync, now_ns: int, out: Out) -> None:
-        """Unsubscribe, wait for the ack, subscribe: see `_on_rpc`."""
+    def _resync(self, book: BookSync, now_ns: int, out: Out) -> bool:
+        """Unsubscribe, wait for the ack, subscribe: see `_on_result`."""
         for connection in self.connections_of(book):
             channel = self._book_channel(connection, book.instrument.id)
             request_id = self.next_id()
-            self._unsubscribing[request_id] = channel
-            out.append(
-                Send(connection.conn, _call(request_id, "public/unsubscribe", {"channels": [channel]}))
-            )
+            connection.unsubscribing[request_id] = channel
+            call = _call(request_id, "public/unsubscribe", {"channels": [channel]})
+            out.append(Send(connection.conn, call))
+        return False
 
     def _book_channel(self, connection: Connection, instrument_id: str) -> str:
         prefix = f"book.{instrument_id}."
@@ -522,6 +542,13 @@ class Deribit(Venue):
         )
         out.append(Fetch("trades", instrument.id, path))
         return True
+
+    def resume_subjects(self) -> list[str]:
+        """The subjects whose last event `resume` wants to see; DVOL belongs to a currency."""
+        subjects = [s for s in super().resume_subjects() if not s.startswith("volatility_index.")]
+        if self.options.wants("volatility_index"):
+            subjects += [_dvol(c).subject("volatility_index") for c in sorted(self._currencies())]
+        return subjects
 
     def _trade_number(self, trade: Trade) -> int | None:
         return trade.trade_seq
@@ -618,7 +645,7 @@ class Deribit(Venue):
         now_ms = m.answered_us // 1000 if m.answered_us else now_ns // MS
         currency = fetch.instrument
         for ts, opened, high, low, close in sorted(m.result.data):
-            ts_ms = int(ts)
+            ts_ms = int(text(ts).removesuffix(".0"))
             if ts_ms + resolution_s * 1000 > now_ms or not self.is_new("volatility_index", currency, ts_ms):
                 continue
             self.publish(

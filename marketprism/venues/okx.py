@@ -15,6 +15,7 @@ import msgspec
 
 from marketprism.events import FundingRate, Level, Liquidation, MarketType, OpenInterest, Side, Unit
 from marketprism.venues.base import (
+    SECOND,
     Budget,
     Connection,
     Fetch,
@@ -27,6 +28,7 @@ from marketprism.venues.base import (
     Send,
     Socket,
     chunks,
+    elapsed,
     plain,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, iso
@@ -36,6 +38,7 @@ _BOOKS_PER_SOCKET = 25  # fewer than 30 deep books on a connection are recommend
 _LEVELS = 400  # of the `books` channel
 _HISTORY_PAGE = 100
 _ROUTES_MAX = 10_000
+_SILENT_BOOK_NS = 180 * SECOND  # a book without a change says so about once a minute
 
 
 # -- messages --------------------------------------------------------------------------------------------------
@@ -124,6 +127,7 @@ class _InstrumentRow(msgspec.Struct, gc=False):
     value: str = msgspec.field(name="ctVal", default="")
     value_ccy: str = msgspec.field(name="ctValCcy", default="")
     multiplier: str = msgspec.field(name="ctMult", default="")
+    contract_type: str = msgspec.field(name="ctType", default="")  # linear, inverse; none on options
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -241,8 +245,28 @@ class Okx(Venue):
         # A book without a change says so about once a minute; trades and liquidations may rightly be silent.
         return (_name(a) for a in self._args().get(connection.socket, []) if a.channel == "books")
 
+    def _types_on(self, socket: str) -> frozenset[str]:
+        args = self._args().get(socket)
+        if args is None or any(a.channel == "liquidation-orders" for a in args):
+            return self.options.data_types
+        return self.options.data_types - {"liquidation"}
+
     def _probe(self) -> str:
         return "ping"
+
+    def tick(self, now_ns: int) -> Out:
+        """Time has passed. A subscription may be ended without the connection: its book would stand still."""
+        out = super().tick(now_ns)
+        for market in self.markets.values():
+            book = market.book
+            if book is None or not book.live or not book.numbered:
+                continue
+            if elapsed(now_ns, book.heard_ns, _SILENT_BOOK_NS):
+                book.heard_ns = now_ns
+                i = market.instrument.id
+                out.append(Note("error", "silent", f"no word of the book of {i} for three minutes", i))
+                out += (Reconnect(c, f"silent book {i}", overlap=True) for c in sorted(book.conns))
+        return out
 
     def _frame(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         if data.startswith(b'{"arg":{'):
@@ -255,7 +279,7 @@ class Okx(Venue):
             handler, arg = route
             handler(arg, connection, data, now_ns, out)
         elif data != b"pong":
-            self._on_event(connection, data, out)
+            self._on_event(connection, data, now_ns, out)
 
     def _learn(self, prefix: bytes) -> tuple[Callable[..., None], _Arg] | None:
         """What takes the frames that begin like this."""
@@ -278,10 +302,14 @@ class Okx(Venue):
             "liquidation": self._on_liquidations,
         }[kind]
 
-    def _on_event(self, connection: Connection, data: bytes, out: Out) -> None:
+    def _on_event(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         m = _decode_event(data)
         if m.event == "subscribe" and m.arg is not None:
             connection.asked.pop(_name(m.arg), None)
+        elif not m.event and m.arg is not None:  # data, but not written as OKX does
+            handler = self._handler(m.arg.channel)
+            if handler is not None:
+                handler(m.arg, connection, data, now_ns, out)
         elif m.event == "notice":
             out.append(Reconnect(connection.conn, f"notice {m.code}", overlap=True))
         elif m.event in ("error", "channel-conn-count-error"):
@@ -291,6 +319,8 @@ class Okx(Venue):
         m = _decode_books(data)
         if not m.action:  # books5: a snapshot of five levels each time, no chain
             return
+        if m.action not in ("snapshot", "update"):
+            raise ValueError(f"action {m.action!r} of a book")
         if self._channel_of.setdefault(("book", arg.inst_id), arg.channel) != arg.channel:
             return
         book = self.book(arg.inst_id, connection.conn, now_ns)
@@ -426,7 +456,8 @@ class Okx(Venue):
                 symbol = row.underlying if market_type == "perpetual" and row.underlying else row.inst_id
                 size = Decimal(row.value) * Decimal(row.multiplier or "1") if row.value else None
                 # A contract is worth an amount of base coin (linear, options) or of quote currency (inverse).
-                inverse = row.value_ccy != row.underlying.split("-", 1)[0]
+                base = (row.underlying or row.inst_id).split("-", 1)[0]
+                inverse = row.contract_type == "inverse" or (not row.contract_type and row.value_ccy != base)
                 yield Instrument(row.inst_id, "okx", market_type, symbol, "contracts", size, inverse)
 
     def _guess(self, instrument_id: str) -> Instrument:
@@ -444,16 +475,17 @@ class Okx(Venue):
         path = f"/api/v5/market/books?instId={quote(instrument_id)}&sz={size}"
         return Fetch("depth", instrument_id, path, 1, "books")
 
-    def _resync(self, book: BookSync, now_ns: int, out: Out) -> None:
+    def _resync(self, book: BookSync, now_ns: int, out: Out) -> bool:
         """By REST, which costs nothing of the 480 subscriptions an hour; where that has no ids, anew."""
         i = book.instrument.id
         if book.numbered and i not in self._unseeded:
             out.append(self._depth_fetch(i, _LEVELS))
-            return
+            return True
         arg = _Arg(self._channel_of.get(("book", i), "books"), i)
         for connection in self.connections_of(book):
             out.append(Send(connection.conn, _operation("unsubscribe", [arg])))
             out.append(Send(connection.conn, _operation("subscribe", [arg])))
+        return False
 
     def _backfill(self, instrument: Instrument, first: int, last: int, out: Out) -> bool:
         # type=1: pages by trade id; `after` gives what is older than it, newest first.

@@ -18,11 +18,14 @@ from marketprism.venues.base import MS, SECOND, Instrument, Note, Options, Out, 
 _RETRY_FIRST_NS = SECOND
 _RETRY_MAX_NS = 30 * SECOND
 _ANSWER_NS = 15 * SECOND  # how long an asked-for snapshot may take
-_AHEAD_MAX = 2_000  # updates held of a connection that runs ahead of the other
+_AHEAD_MAX = 2_000  # updates held of a connection that runs ahead of the other …
+_AHEAD_NS = 10 * SECOND  # … and for how long
 _HISTORY = 512  # applied updates remembered, to tell a repeated one from a gap
 _QUIET_NS = 5 * SECOND
 _RECHECK_NS = 10 * SECOND
 _GROWTH_MAX = 20_000  # levels of a side, beyond which it is fetched afresh
+# An update this much later than the last one is no repetition, whatever its id: the ids began anew.
+_ANEW_MS = 10_000
 
 
 class Update(msgspec.Struct, gc=False):
@@ -59,9 +62,12 @@ class BookSync:
         instrument: Instrument,
         options: Options,
         numbering: Numbering,
-        resync: Callable[["BookSync", int, Out], None],
+        resync: Callable[["BookSync", int, Out], bool],
     ) -> None:
-        """`resync(book, now_ns, out)` asks the exchange for a whole book, by whatever way it offers."""
+        """`resync(book, now_ns, out)` asks the exchange for a whole book, by whatever way it offers.
+
+        It returns whether an answer is certain, as it is for a REST request, however long that may take.
+        """
         self.instrument = instrument
         self.book = Book()
         self.live = False
@@ -76,16 +82,19 @@ class BookSync:
         self._splicing = False  # the next update is the first one after a REST snapshot
         self._pending: deque[tuple[str, Update]] = deque(maxlen=options.book_buffer)
         self._asked_ns: int | None = None
-        self._retry_ns = _RETRY_FIRST_NS
-        self._retry_at_ns: int | None = None
+        self._answer_certain = False
+        self._pause_ns = _RETRY_FIRST_NS  # before the next attempt but one
+        self._retry: tuple[int, int] | None = None  # since when, how long to wait before asking again
         self._refreshing = False
         self._fresh: tuple[Update, bool, bool] | None = None
         self._checked_ns = 0
         self._ahead: dict[str, deque[Update]] = {}  # connections that run ahead of what is applied
+        self._ahead_ns = 0  # since when there is one
         self.conns: set[str] = set()
         self._numbered = True
         self._source = ""  # the connection that carries a book without ids
         self._recent: deque[tuple[int | None, int | None]] = deque(maxlen=_HISTORY)
+        self._base: tuple[int | None, int | None] = None, None  # id and time of the whole book it began with
         self._shown: object = None  # which state the last `orderbook` event told
         self._slot: int | None = None
         self._checkpoint: int | None = None
@@ -100,7 +109,7 @@ class BookSync:
         self.conns.add(conn)
         if not self.live and self._asked_ns is None:
             # Without a word from the stream until then, ask for the book all the same.
-            self._retry_at_ns = now_ns + _QUIET_NS
+            self._retry = now_ns, _QUIET_NS
 
     @property
     def numbered(self) -> bool:
@@ -116,8 +125,8 @@ class BookSync:
         if self.live and self.last_id is None and conn == self._source:
             self.lose("disconnect", now_ns, out, ask=bool(self.conns))
         if not self.conns:
-            self._asked_ns = self._retry_at_ns = None  # asked again when connected again
-            self._retry_ns = _RETRY_FIRST_NS
+            self._asked_ns = self._retry = None  # asked again when connected again
+            self._pause_ns = _RETRY_FIRST_NS
             self._pending.clear()
             if self.live:
                 self.lose("disconnect", now_ns, out, ask=False)
@@ -148,8 +157,9 @@ class BookSync:
             if self._ahead:
                 self._catch_up(now_ns, out)
         elif not self._repeated(update):
-            if len(self.conns - self._ahead.keys()) > 1:
+            if self.conns - self._ahead.keys() - {conn}:
                 # The other connection may still deliver what is missing here.
+                self._ahead_ns = self._ahead_ns if self._ahead else now_ns
                 self._ahead[conn] = deque([update])
             else:
                 self._hole(update, conn, now_ns, out)
@@ -169,32 +179,39 @@ class BookSync:
 
     def rest_snapshot(self, snap: Update, *, cut_bids: bool, cut_asks: bool, now_ns: int, out: Out) -> None:
         """A whole book from REST, to be spliced into the stream. `cut_…`: it holds only the best of that side."""
-        self._asked_ns = None
         assert snap.last_id is not None
+        asked, self._asked_ns = self._asked_ns, None
         if self.live:
             if self._refreshing:
                 self._fresh = (snap, cut_bids, cut_asks)
                 self._rebase(now_ns, out)
             return
+        if not self.conns or (asked is None and not self._pending):
+            return  # asked for by a connection that is gone
         last_id = snap.last_id
-        later = [(c, u) for c, u in self._pending if not self._numbering.contained(u, last_id)]
-        if later and not any(self._numbering.splices(u, last_id) for _, u in later):
-            first = later[0][1]
-            out.append(
-                Note(
-                    "info",
-                    "splice",
-                    f"REST snapshot {last_id} does not meet the stream, which begins at "
-                    f"{first.first_id or first.prev_id}; asking again",
-                    self.instrument.id,
-                )
-            )
+        pending, outdated = self._since_reset(snap)
+        later = [(c, u) for c, u in pending if not self._numbering.contained(u, last_id)]
+        if outdated or (later and not any(self._numbering.splices(u, last_id) for _, u in later)):
+            text = f"REST snapshot {last_id} does not meet the {len(pending)} updates held; asking again"
+            out.append(Note("info", "splice", text, self.instrument.id))
             self._retry_later(now_ns)
             return
         self._pending.clear()
         self._begin(snap, cut_bids=cut_bids, cut_asks=cut_asks, now_ns=now_ns, out=out, splicing=True)
         for conn, update in later:
             self.receive(update, conn, now_ns, out)
+
+    def _since_reset(self, snap: Update) -> tuple[list[tuple[str, Update]], bool]:
+        """What is pending, and whether the snapshot is from before the ids began anew.
+
+        Where they may, what came before that is left out: it would never meet a new id.
+        """
+        pending = list(self._pending)
+        if self._numbering.monotone:
+            return pending, False
+        start = max((n for n, (_, u) in enumerate(pending, 1) if _resets(u)), default=0)
+        reset_ms = pending[start - 1][1].ts_ms if start else None
+        return pending[start:], bool(reset_ms and snap.ts_ms and snap.ts_ms < reset_ms)
 
     def failed(self, now_ns: int) -> None:
         """The whole book that was asked for did not come."""
@@ -216,11 +233,15 @@ class BookSync:
     def tick(self, now_ns: int, out: Out) -> None:
         """Retry what is due, show a book that has gone quiet, refresh one whose window is nearly left."""
         if not self.live:
-            if self._asked_ns is not None and elapsed(now_ns, self._asked_ns, _ANSWER_NS):
+            lost = self._asked_ns is not None and not self._answer_certain
+            if lost and elapsed(now_ns, self._asked_ns or 0, _ANSWER_NS):
                 self._asked_ns = None
                 self._retry_later(now_ns)
-            if self._retry_at_ns is not None and now_ns >= self._retry_at_ns and self.conns:
+            if self._retry is not None and elapsed(now_ns, *self._retry) and self.conns:
                 self._ask(now_ns, out)
+            return
+        if self._ahead and elapsed(now_ns, self._ahead_ns, _AHEAD_NS):
+            self._give_up_waiting(now_ns, out)
             return
         if self._shown != self._state and elapsed(
             now_ns, self.heard_ns, self._options.snapshot_interval_ms * MS
@@ -254,7 +275,11 @@ class BookSync:
         if update.last_id is None or self.last_id is None:
             return False
         if self._splicing or self._numbering.monotone:
-            return self._numbering.contained(update, self.last_id)
+            anew = (update.ts_ms or 0) > (self.last_ts_ms or update.ts_ms or 0) + _ANEW_MS
+            return not anew and self._numbering.contained(update, self.last_id)
+        base_id, base_ms = self._base
+        if base_id and base_ms and update.last_id <= base_id and (update.ts_ms or 0) <= base_ms:
+            return True
         return (update.prev_id, update.last_id) in self._recent
 
     def _take(self, update: Update, now_ns: int, out: Out) -> None:
@@ -268,21 +293,22 @@ class BookSync:
                 return
         elif update.prev_id is not None and update.prev_id == update.last_id:
             return  # OKX: nothing changed for a minute
+        if self.book.crossed:
+            self._defect("crossed", update, now_ns, out)
+            return
+        if update.checksum is not None and update.checksum != self.book.checksum():
+            self._defect("checksum", update, now_ns, out)
+            return
         self._splicing = False
         self.last_id = update.last_id
         self.last_ts_ms = update.ts_ms
         self.last_checksum = update.checksum
         if not self._numbering.monotone:
             self._recent.append((update.prev_id, update.last_id))
-        if self.book.crossed:
-            self._defect("crossed", update, now_ns, out)
-        elif update.checksum is not None and update.checksum != self.book.checksum():
-            self._defect("checksum", update, now_ns, out)
-        else:
-            self._publish("delta", update, now_ns, out)
-            if self._refreshing:
-                self._pending.append(("", update))
-                self._rebase(now_ns, out)
+        self._publish("delta", update, now_ns, out)
+        if self._refreshing:
+            self._pending.append(("", update))
+            self._rebase(now_ns, out)
 
     def _defect(self, cause: GapCause, update: Update, now_ns: int, out: Out) -> None:
         self._lost(cause, out, update)
@@ -345,10 +371,10 @@ class BookSync:
         self.last_id, self.last_ts_ms, self.last_checksum = snap.last_id, snap.ts_ms, snap.checksum
         self.live = True
         self._splicing = splicing
-        self._asked_ns = self._retry_at_ns = None
-        self._retry_ns = _RETRY_FIRST_NS
+        self._asked_ns = self._retry = None
+        self._pause_ns = _RETRY_FIRST_NS
         self._recent.clear()
-        self._recent.append((None, snap.last_id))
+        self._base = snap.last_id, snap.ts_ms
         self._checked_ns = now_ns
         self._settle(now_ns, out)
         self._publish_snapshot(now_ns, out)
@@ -376,7 +402,9 @@ class BookSync:
             return  # REST is ahead of the stream: wait until the stream gets there
         self._refreshing = False
         self._fresh = None
-        fresh = BookSync(self.instrument, self._options, self._numbering, lambda *_: None)
+        fresh = BookSync(self.instrument, self._options, self._numbering, lambda *_: True)
+        fresh.conns = {""}
+        fresh._asked_ns = now_ns
         fresh._pending.extend(self._pending)
         self._pending.clear()
         fresh.rest_snapshot(snap, cut_bids=cut_bids, cut_asks=cut_asks, now_ns=now_ns, out=[])
@@ -398,16 +426,16 @@ class BookSync:
 
     def _ask(self, now_ns: int, out: Out) -> None:
         self._asked_ns = now_ns
-        self._retry_at_ns = None
-        self._resync(self, now_ns, out)
+        self._retry = None
+        self._answer_certain = self._resync(self, now_ns, out)
 
     @property
     def _backing_off(self) -> bool:
-        return self._retry_ns > _RETRY_FIRST_NS
+        return self._pause_ns > _RETRY_FIRST_NS
 
     def _retry_later(self, now_ns: int) -> None:
-        self._retry_at_ns = now_ns + self._retry_ns
-        self._retry_ns = min(2 * self._retry_ns, _RETRY_MAX_NS)
+        self._retry = now_ns, self._pause_ns
+        self._pause_ns = min(2 * self._pause_ns, _RETRY_MAX_NS)
 
     # -- to the world ------------------------------------------------------------------------------------------
 
@@ -497,6 +525,11 @@ class BookSync:
             first_ts_ms_after=update.ts_ms if update else None,
             detail=detail,
         )
+
+
+def _resets(update: Update) -> bool:
+    """Whether ids go on from a smaller one after this update (OKX, after maintenance)."""
+    return bool(update.prev_id and update.last_id is not None and update.last_id < update.prev_id)
 
 
 def order_book(

@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from math import isfinite
 from typing import Any, ClassVar
 
 import msgspec
 
+from marketprism.book import Book
 from marketprism.events import (
     Event,
     Gap,
@@ -50,6 +52,7 @@ MALFORMED = (
 )
 _INSTRUMENTS_RETRY_NS = 10 * SECOND
 _TOO_MANY = (418, 429)
+_REMEMBERED_MAX = 10_000
 
 
 class Market:
@@ -87,6 +90,7 @@ class Venue(ABC):
         self._asked_instruments_ns: int | None = None
         self._down_ns: dict[str, int] = {}  # socket → since when it has no connection
         self._request_id = 0
+        self._remembered: dict[str, None] = {}  # ids of events without a number that were published, oldest first
         for symbol in options.symbols or ():
             self.market(symbol)
 
@@ -126,8 +130,8 @@ class Venue(ABC):
         """A message that the exchange answers."""
 
     @abstractmethod
-    def _resync(self, book: BookSync, now_ns: int, out: Out) -> None:
-        """Ask for a whole book."""
+    def _resync(self, book: BookSync, now_ns: int, out: Out) -> bool:
+        """Ask for a whole book. Returns whether an answer is certain, as it is to a `Fetch`."""
 
     @abstractmethod
     def _backfill(self, instrument: Instrument, first: int, last: int, out: Out) -> bool:
@@ -161,7 +165,9 @@ class Venue(ABC):
     def receive(self, conn: str, data: bytes, now_ns: int) -> Out:
         """One frame, as the bytes of its text."""
         out: Out = []
-        connection = self.connections[conn]
+        connection = self.connections.get(conn)
+        if connection is None:
+            return out  # of a connection already given up
         connection.heard_ns = now_ns
         try:
             self._frame(connection, data, now_ns, out)
@@ -309,15 +315,22 @@ class Venue(ABC):
                 if market.book is not None:
                     market.book.instrument = instrument
         if not self.ready and self._instruments_complete(fetch):
-            self.ready = True
-            for unknown in sorted(self.markets.keys() - self.instruments.keys()):
-                text = f"{self.options.name} lists no instrument {unknown!r}: it is not collected"
-                out.append(Note("error", "unknown_symbol", text, unknown))
-                del self.markets[unknown]
+            self._begin(out)
+
+    def _begin(self, out: Out) -> None:
+        """All instruments are known: collect those that are wanted."""
+        self.ready = True
+        for unknown in sorted(self.markets.keys() - self.instruments.keys()):
+            text = f"{self.options.name} lists no instrument {unknown!r}: it is not collected"
+            out.append(Note("error", "unknown_symbol", text, unknown))
+            del self.markets[unknown]
 
     def _instruments_complete(self, fetch: Fetch) -> bool:
         """Whether, with this answer, all instruments are known."""
         return True
+
+    def _instruments_refused(self, fetch: Fetch, out: Out) -> None:  # noqa: B027 - nothing to do by default
+        """The exchange will never answer this request for instruments. They are asked for again after a while."""
 
     def trade(
         self,
@@ -333,11 +346,20 @@ class Venue(ABC):
         out: Out,
         span: tuple[str, str] | None = None,
         seq: int | None = None,
-    ) -> None:
-        """Publish a trade unless it has been. `number`: first and last running number of what it sums up."""
-        if not market.trades.accept(*number, ts_ms, now_ns, out):
-            return
+    ) -> bool:
+        """Publish a trade unless it has been; returns whether it is new. Raises ValueError on a figure that is none.
+
+        `number`: first and last running number of what it sums up.
+        """
         i = market.instrument
+        base_quantity = i.base_quantity(quantity, price)
+        # Before the number counts as seen: a trade that cannot be read is a hole, not a repetition.
+        if not (isfinite(float(price)) and isfinite(float(quantity))):
+            raise ValueError(f"trade of {quantity!r} at {price!r}")
+        if not market.trades.accept(*number, ts_ms, now_ns, out):
+            return False
+        if not self.options.wants("trade"):
+            return True
         data = Trade(
             exchange=i.exchange,
             market_type=i.market_type,
@@ -347,7 +369,7 @@ class Venue(ABC):
             collected_ts_ms=now_ns // MS,
             trade_id=trade_id,
             price=price,
-            quantity=i.base_quantity(quantity, price),
+            quantity=base_quantity,
             exchange_quantity=quantity,
             quantity_unit=i.unit,
             side=side,
@@ -358,6 +380,7 @@ class Venue(ABC):
             normalized_symbol=i.symbol,
         )
         out.append(Event(i.subject("trade"), i.event_id("trade", trade_id), data))
+        return True
 
     def publish(
         self,
@@ -371,6 +394,9 @@ class Venue(ABC):
     ) -> None:
         """Publish an event of the rarer types."""
         data_type = str(cls.__struct_config__.tag)
+        event_id = i.event_id(data_type, identity)
+        if data_type in self.unnumbered and not self._remember(event_id):
+            return  # the other of two connections brought it
         data: Any = cls(
             exchange=i.exchange,
             market_type=i.market_type,
@@ -380,22 +406,31 @@ class Venue(ABC):
             collected_ts_ms=now_ns // MS,
             **fields,
         )
-        out.append(Event(i.subject(data_type), i.event_id(data_type, identity), data))
+        out.append(Event(i.subject(data_type), event_id, data))
 
     def polled_book(self, market: Market, snap: Update, now_ns: int, out: Out) -> None:
-        """`orderbook.method: snapshot`: publish what REST said."""
-        depth = self.options.snapshot_depth
-        out.append(
-            order_book(
-                market.instrument, snap.bids[:depth], snap.asks[:depth], snap.last_id, snap.ts_ms, now_ns
-            )
-        )
+        """`orderbook.method: snapshot`: publish what REST said. Raises ValueError on a book that cannot be."""
+        book = Book()
+        book.load(snap.bids, snap.asks)
+        if book.crossed:
+            raise ValueError(f"best bid at or above best ask: {snap.bids[:1]} {snap.asks[:1]}")
+        top = book.top(self.options.snapshot_depth)
+        out.append(order_book(market.instrument, *top, snap.last_id, snap.ts_ms, now_ns))
 
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _collected(self, instrument_id: str) -> bool:
         symbols = self.options.symbols
-        return symbols is None or instrument_id in symbols
+        return instrument_id in symbols if symbols is not None else instrument_id != ""
+
+    def _remember(self, event_id: str) -> bool:
+        """Whether this id is new."""
+        if event_id in self._remembered:
+            return False
+        self._remembered[event_id] = None
+        if len(self._remembered) > _REMEMBERED_MAX:
+            del self._remembered[next(iter(self._remembered))]
+        return True
 
     def _books(self, instrument_ids: Iterable[str]) -> Iterator[BookSync]:
         for instrument_id in instrument_ids:
@@ -410,10 +445,12 @@ class Venue(ABC):
 
     def _refused(self, fetch: Fetch, status: int, body: bytes, now_ns: int, out: Out) -> None:
         market = self.markets.get(fetch.instrument)
-        if fetch.kind == "depth" and market is not None and market.book is not None:
+        final = 400 <= status < 500 and status not in _TOO_MANY
+        if fetch.kind == "instruments" and final:
+            self._instruments_refused(fetch, out)
+        elif fetch.kind == "depth" and market is not None and market.book is not None:
             market.book.failed(now_ns)
         elif fetch.kind == "trades" and market is not None:
-            final = 400 <= status < 500 and status not in _TOO_MANY
             market.trades.failed(now_ns, out, final=final)
         if status:
             excerpt = body[:120].decode("utf-8", "replace")

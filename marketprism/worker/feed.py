@@ -5,16 +5,11 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Protocol
-
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
-from websockets.frames import Frame, Opcode
+from typing import Protocol
 
 from marketprism.logs import RateLimitedLog
 from marketprism.venues.base import Socket
+from marketprism.worker.wire import Wire, WireError, open_wire
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +20,6 @@ HEALTHY_S = 60.0  # a connection that lived this long starts the back-off anew
 # Binance cuts after 24 h; each connection leaves at another moment before that.
 ROTATE_AFTER_S = (22.5 * 3600, 23.5 * 3600)
 OVERLAP_S = 5.0  # how long both connections deliver while one replaces the other
-MAX_FRAME_BYTES = 32 << 20
-CONNECT_ERRORS = (OSError, TimeoutError, InvalidHandshake, InvalidURI, ConnectionClosed)
 
 
 class Driver(Protocol):
@@ -43,34 +36,6 @@ class Driver(Protocol):
     def closed(self, conn: str, cause: str) -> None: ...
 
 
-class _Direct(ClientConnection):
-    """Hands each whole frame on at the moment it is read, without a queue and a wake-up in between."""
-
-    def __init__(
-        self, *args: Any, on_frame: Callable[[bytes, int], None], on_read: Callable[[], None], **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._on_frame = on_frame
-        self._on_read = on_read
-        self._in_fragments = False
-        self._read_ns = 0
-
-    def data_received(self, data: bytes) -> None:
-        """Note when the socket was read: latency counts from here. Then say that all of it has been handed on."""
-        self._read_ns = time.perf_counter_ns()
-        super().data_received(data)
-        self._on_read()
-
-    def process_event(self, event: Any) -> None:
-        """Frames that are a whole message pass at once; fragments are put together by the library."""
-        if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            if event.fin and not self._in_fragments:
-                self._on_frame(bytes(event.data), self._read_ns)
-                return
-            self._in_fragments = not event.fin
-        super().process_event(event)
-
-
 class _Connection:
     """One connection from its first attempt to its end."""
 
@@ -84,35 +49,25 @@ class _Connection:
         self._early: deque[tuple[bytes, int]] = deque()
         self._cause = ""
         self._ended = False
-        self._ws: ClientConnection | None = None
+        self._wire: Wire | None = None
 
     async def run(self) -> str:
-        """Connect and serve until the connection ends; returns why. Raises one of CONNECT_ERRORS."""
-        factory = partial(_Direct, on_frame=self._on_frame, on_read=self._driver.read)
-        async with connect(
-            self._socket.url,
-            create_connection=factory,  # type: ignore[arg-type]  # any callable that makes one will do
-            compression=None,
-            open_timeout=OPEN_TIMEOUT_S,
-            ping_interval=None,  # exchanges ping, and the venue probes a silent connection in its own words
-            max_size=MAX_FRAME_BYTES,
-            close_timeout=2,
-        ) as ws:
-            self._ws = ws
-            self._driver.opened(self._socket.name, self.name)
-            self.opened.set()
-            sender = asyncio.create_task(self._send_all(ws))
-            try:
-                while self._early:
-                    self._on_frame(*self._early.popleft())
-                while True:  # only messages that came in fragments
-                    self._on_frame(await ws.recv(decode=False), time.perf_counter_ns())
-            except ConnectionClosed as e:
-                return self._cause or str(e)
-            finally:
-                sender.cancel()
-                self._ended = True
-                self._driver.closed(self.name, self._cause or "closed by the exchange")
+        """Connect and serve until the connection ends; returns why. Raises WireError."""
+        wire = await open_wire(self._socket.url, self._on_frame, self._driver.read, OPEN_TIMEOUT_S)
+        self._wire = wire
+        self._driver.opened(self._socket.name, self.name)
+        self.opened.set()
+        sender = asyncio.create_task(self._send_all(wire))
+        try:
+            while self._early:
+                self._on_frame(*self._early.popleft())
+            why = await wire.closed()
+            return self._cause or why
+        finally:
+            sender.cancel()
+            self._ended = True
+            wire.abort()
+            self._driver.closed(self.name, self._cause or "closed by the exchange")
 
     def send(self, text: str) -> None:
         """Send soon, at the pace the exchange allows."""
@@ -121,8 +76,8 @@ class _Connection:
     async def close(self, cause: str) -> None:
         """End the connection."""
         self._cause = self._cause or cause
-        if self._ws is not None:
-            await self._ws.close()
+        if self._wire is not None:
+            await self._wire.close()
 
     def _on_frame(self, data: bytes, read_ns: int) -> None:
         if not self.opened.is_set():
@@ -136,18 +91,15 @@ class _Connection:
             # A defect of ours: told in full, and this connection begun anew, so that no state is trusted after it.
             log.exception("internal error on a frame of %s: %r", self.name, data[:200])
             self._cause = "internal error"
-            if self._ws is not None:
-                self._ws.transport.abort()
+            if self._wire is not None:
+                self._wire.abort()
 
-    async def _send_all(self, ws: ClientConnection) -> None:
-        try:
-            while True:
-                text = await self._outgoing.get()
-                await ws.send(text)
-                self._driver.sent(self.name, text)
-                await asyncio.sleep(self._send_interval_s)
-        except ConnectionClosed:
-            return  # told by the receiving side
+    async def _send_all(self, wire: Wire) -> None:
+        while True:
+            text = await self._outgoing.get()
+            wire.send(text)
+            self._driver.sent(self.name, text)
+            await asyncio.sleep(self._send_interval_s)
 
 
 class Feed:
@@ -282,7 +234,7 @@ def _why(task: asyncio.Task[str]) -> str:
     error = task.exception()
     if error is None:
         return task.result()
-    if isinstance(error, CONNECT_ERRORS):
-        return f"cannot connect: {error or type(error).__name__}"
+    if isinstance(error, WireError):
+        return f"cannot connect: {error}"
     log.error("internal error of a connection", exc_info=error)
     return f"internal error: {error}"

@@ -24,7 +24,7 @@ class Storm:
         self.rng = Random(seed)
         self.truth = Truth(exchange, self.rng)
         self.symbol = SYMBOLS[exchange]
-        self.drive = Drive(exchange, self.symbol, types=["orderbook"], snapshot_depth=10, checkpoint_interval_ms=5_000)
+        self.drive = Drive(exchange, self.symbol, types=["orderbook"], snapshot_depth=10, depth_limit=limit or 500, checkpoint_interval_ms=5_000)
         self.drive.judge.on_book = self._compare
         self.drive.judge.on_top = self._compare_top
         self.in_band = in_band

@@ -11,6 +11,14 @@ from websockets.asyncio.server import ServerConnection, serve
 from marketprism.venues.base import Socket
 from marketprism.worker import feed as feed_module
 from marketprism.worker.feed import Feed
+from marketprism.worker.wire_picows import open_picows
+from marketprism.worker.wire_websockets import open_websockets
+
+
+@pytest.fixture(autouse=True, params=[open_picows, open_websockets], ids=["picows", "websockets"])
+def _both_libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything holds with either library."""
+    monkeypatch.setattr(feed_module, "open_wire", request.param)
 
 
 class Witness:
