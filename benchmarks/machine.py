@@ -7,16 +7,26 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 NATS_SERVER = Path(sys.executable).with_name("nats-server")
-_PACKAGES = ("marketprism", "msgspec", "websockets", "uvloop", "nats-py", "aiohttp", "prometheus-client")
+_PACKAGES = (
+    "marketprism",
+    "msgspec",
+    "picows",
+    "websockets",
+    "uvloop",
+    "nats-py",
+    "aiohttp",
+    "prometheus-client",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,7 @@ class Machine:
             python=f"{platform.python_implementation()} {platform.python_version()}",
             python_config_args=sysconfig.get_config_var("CONFIG_ARGS") or "",
             loop_ms=round(min(_loop_ms() for _ in range(15)), 2),
-            versions={name: version(name) for name in _PACKAGES} | {"nats-server": _nats_server()},
+            versions=dict(_versions()),
         )
 
     def lines(self) -> Iterator[str]:
@@ -96,6 +106,13 @@ def _loop_ms() -> float:
         if i % 7 == 0:
             levels.pop(price, None)
     return (time.process_time_ns() - began_ns) / 1e6
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            yield name, version(name)
+    yield "nats-server", _nats_server()
 
 
 def _nats_server() -> str:
