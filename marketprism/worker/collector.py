@@ -119,8 +119,10 @@ class Collector:
 
     def handle(self, out: Out) -> None:
         """Carry out what does not come from a frame."""
-        self._read_ns = time.perf_counter_ns()
-        self._carry_out(out)
+        if out:
+            self._read_ns = time.perf_counter_ns()
+            self._carry_out(out)
+            self.read()
 
     def _carry_out(self, out: Out) -> None:
         for item in out:

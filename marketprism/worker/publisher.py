@@ -36,6 +36,8 @@ __all__ = ["Counters", "Hole", "LinkError", "Message", "Publisher", "PublisherOp
 
 log = logging.getLogger(__name__)
 
+BATCH_WAIT_NS = 150_000
+"""A message is written after so long even if more of the same read is to come."""
 BATCH_MESSAGES = 32
 """So many messages are written at once even if the loop has not turned yet."""
 HEADER_BYTES = len(b"NATS/1.0\r\nNats-Msg-Id: \r\n\r\n")
@@ -141,9 +143,12 @@ class Publisher:
         await self._tried.wait()
         return self._open
 
-    def publish(self, message: Message) -> bool:
+    def publish(self, message: Message, *, more: bool = False) -> bool:
         """Take a message in; never blocks. False if it was skipped (droppable, little room) or refused (no
         room).
+
+        `more`: the caller has more of the same read to hand over and will call `flush`, which spares a turn of
+        the loop; what has waited for long is written all the same.
 
         Raises ValueError for a subject or id that the NATS protocol cannot carry.
         """
@@ -153,7 +158,11 @@ class Publisher:
             raise ValueError(f"message id {message.id!r} on {message.subject}: expected printable text")
         if self._outbox.take(message):
             if self._open:
-                self._pump()
+                self._launch()
+                if not more:
+                    self._flush_soon()
+                elif self._stamps and self._waited_long():
+                    self._flush()
             return True
         if not message.droppable:
             self._trouble(
@@ -250,16 +259,28 @@ class Publisher:
         self._subjects[subject] = subject.encode()
 
     def _pump(self) -> None:
-        """Send from the backlog while the window has room."""
-        while self._open and self._outbox.can_launch(self._window):
-            token, message, resend = self._outbox.launch()
+        """Send from the backlog while the window has room, at the end of this turn of the loop."""
+        self._launch()
+        self._flush_soon()
+
+    def _launch(self) -> None:
+        """Put what waits in flight while the window has room, and its frames into the batch."""
+        outbox = self._outbox
+        while self._open and outbox.can_launch(self._window):
+            token, message, resend = outbox.launch()
             if self._frame(token, message) and not resend:
                 self._stamps.append(message.received_ns)
         if len(self._frames) >= 3 * BATCH_MESSAGES:
             self._flush()
-        elif self._frames and not self._flush_due:
+
+    def _flush_soon(self) -> None:
+        if self._frames and not self._flush_due:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush_turn)
+
+    def _waited_long(self) -> bool:
+        """Whether the oldest message of the batch has waited long enough for company."""
+        return time.perf_counter_ns() - self._stamps[0] > BATCH_WAIT_NS
 
     def _frame(self, token: int, message: Message) -> bool:
         """Put a message into this turn's batch; False if the server takes none of its size."""

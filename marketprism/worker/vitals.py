@@ -179,11 +179,11 @@ class Memory:
     def __init__(self, limits: MemoryLimits, statm: Path = Path("/proc/self/statm")) -> None:
         self.limits = limits
         self.soft_exceeded = False
-        self._statm = statm
+        self._statm = statm.open("rb", buffering=0)  # kept open: it is read four times a second
 
     def rss_mb(self) -> float:
         """Resident memory of this process, MB (2**20 bytes)."""
-        return int(self._statm.read_text().split()[1]) * _PAGE_BYTES / 2**20
+        return int(os.pread(self._statm.fileno(), 100, 0).split()[1]) * _PAGE_BYTES / 2**20
 
     def check(self) -> str:
         """Look: "" all is well, "soft" the first time above the soft limit, "hard" near the hard one."""

@@ -1,6 +1,7 @@
 """A collector whose events go to NATS, and how it is."""
 
 import asyncio
+import gc
 import logging
 import signal
 import time
@@ -85,6 +86,9 @@ class Worker:
                 self._log.warning("resume", "waiting for NATS before collecting: %s", e, event="waiting")
                 await asyncio.sleep(RESUME_RETRY_S)
         venue.resume(payload for _, payload in last.values())
+        # What is there now stays: without it a full collection takes a thousandth of the 30 ms it would.
+        gc.collect()
+        gc.freeze()
 
     async def _flush_regularly(self) -> None:
         while True:
@@ -101,7 +105,7 @@ class Worker:
         data = event.data
         kind = type(data)
         message = Message(event.subject, event.id, encode(data), kind is OrderBook, data.ts_ms, read_ns)
-        if self.publisher.publish(message):
+        if self.publisher.publish(message, more=True):  # the collector flushes
             self._counts[kind] += 1
             self._last_s[kind] = data.collected_ts_ms / 1000
         elif not message.droppable:
