@@ -1,0 +1,103 @@
+"""Rebuild an exact order book from `orderbook_delta` alone, and print its top once a second.
+
+    .venv/bin/python docs/events/rebuild_book.py orderbook_delta.binance.spot.BTC-USDT [nats://127.0.0.1:4222]
+
+Depends on nats-py only. The rules are told in words in docs/events/README.md.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import nats
+from nats.js.api import ConsumerConfig, DeliverPolicy
+
+CHECKPOINT_S = 300  # orderbook.checkpoint_interval: within it the stream holds a whole book
+
+
+class Book:
+    """One instrument's book, rebuilt from what was published of it, in the order of the stream."""
+
+    def __init__(self) -> None:
+        self.bids: dict[Decimal, str] = {}  # price as a number → quantity as published
+        self.asks: dict[Decimal, str] = {}
+        self.held: dict[str, Any] = {}  # what was taken in last
+        self.exact = False  # False: wait for a snapshot
+
+    def take(self, told: dict[str, Any]) -> bool:
+        """Take in a payload. Returns whether the book is exact now."""
+        if told["update_type"] == "snapshot":
+            if self.exact and self._stale(told):
+                return True
+            self.bids.clear()
+            self.asks.clear()
+            self.window = told["exact_from"], told["exact_to"]
+            self.exact = True
+        elif not self.exact or not self._follows(told):
+            self.exact = self.exact and self._stale(told)
+            return self.exact
+        for side, levels in ((self.bids, told["bids"]), (self.asks, told["asks"])):
+            for price, quantity in levels:
+                if Decimal(quantity):
+                    side[Decimal(price)] = quantity
+                else:
+                    side.pop(Decimal(price), None)
+        self.held = told
+        return True
+
+    def _follows(self, delta: dict[str, Any]) -> bool:
+        """Whether this delta is the next one."""
+        held, last = self.held["last_update_id"], delta["last_update_id"]
+        first, prev = delta["first_update_id"], delta["prev_update_id"]
+        if last is None:  # the exchange numbers nothing: the order is all there is
+            return True
+        if prev is not None and prev == held:
+            return True
+        if self.held["update_type"] == "delta":
+            return prev is None and first == held + 1
+        # The first delta after a snapshot may begin before it ends.
+        return bool(first <= held + 1 <= last if first is not None else prev <= held < last)
+
+    def _stale(self, told: dict[str, Any]) -> bool:
+        """Whether it is held already, or older: a second collector tells again what the first one told."""
+        if told["last_update_id"] is None:
+            return False
+        now, then = _moment(told), _moment(self.held)
+        return now < then or (now == then and told["update_type"] == "delta")
+
+    def top(self, depth: int) -> tuple[list[Decimal], list[Decimal]]:
+        """The best prices of both sides, none beyond what is known to be complete."""
+        low, high = (Decimal(price) if price else None for price in self.window)
+        bids = [p for p in sorted(self.bids, reverse=True)[:depth] if low is None or p >= low]
+        asks = [p for p in sorted(self.asks)[:depth] if high is None or p <= high]
+        return bids, asks
+
+
+def _moment(told: dict[str, Any]) -> tuple[int, int]:
+    """What puts payloads in order. OKX's ids may begin anew from a smaller one, so there its time goes first."""
+    return (told["ts_ms"] if told["exchange"] == "okx" else 0), told["last_update_id"]
+
+
+async def main(subject: str, server: str) -> None:
+    """Follow one book until Ctrl-C."""
+    client = await nats.connect(server)
+    since = datetime.now(UTC) - timedelta(seconds=CHECKPOINT_S + 5)
+    start = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_TIME, opt_start_time=since)
+    messages = await client.jetstream().subscribe(
+        subject, stream="MARKET_DATA", ordered_consumer=True, config=start
+    )
+    book, shown_s = Book(), 0.0
+    async for message in messages.messages:
+        exact = book.take(json.loads(message.data))
+        if exact and time.monotonic() - shown_s >= 1:
+            shown_s = time.monotonic()
+            [bid], [ask] = book.top(1)
+            print(f"{bid} x {book.bids[bid]}   {ask} x {book.asks[ask]}   id {book.held['last_update_id']}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "nats://127.0.0.1:4222"))
