@@ -36,7 +36,7 @@ __all__ = ["Counters", "Hole", "LinkError", "Message", "Publisher", "PublisherOp
 
 log = logging.getLogger(__name__)
 
-BATCH_WAIT_NS = 150_000
+BATCH_WAIT_NS = 300_000
 """A message is written after so long even if more of the same read is to come."""
 BATCH_MESSAGES = 32
 """So many messages are written at once even if the loop has not turned yet."""
@@ -156,13 +156,16 @@ class Publisher:
             self._learn(message.subject)
         if not message.id or not message.id.isprintable():
             raise ValueError(f"message id {message.id!r} on {message.subject}: expected printable text")
+        token = self._outbox.pass_through(message, self._window) if self._open else 0
+        if token:
+            if self._frame(token, message):
+                self._stamps.append(message.received_ns)
+            self._after_framing(more)
+            return True
         if self._outbox.take(message):
             if self._open:
                 self._launch()
-                if not more:
-                    self._flush_soon()
-                elif self._stamps and self._waited_long():
-                    self._flush()
+                self._after_framing(more)
             return True
         if not message.droppable:
             self._trouble(
@@ -273,6 +276,13 @@ class Publisher:
         if len(self._frames) >= 3 * BATCH_MESSAGES:
             self._flush()
 
+    def _after_framing(self, more: bool) -> None:
+        """Write the batch now, or see to it that it is written."""
+        if len(self._frames) >= 3 * BATCH_MESSAGES or (more and self._waited_long()):
+            self._flush()
+        elif not more:
+            self._flush_soon()
+
     def _flush_soon(self) -> None:
         if self._frames and not self._flush_due:
             self._flush_due = True
@@ -280,7 +290,7 @@ class Publisher:
 
     def _waited_long(self) -> bool:
         """Whether the oldest message of the batch has waited long enough for company."""
-        return time.perf_counter_ns() - self._stamps[0] > BATCH_WAIT_NS
+        return bool(self._stamps) and time.perf_counter_ns() - self._stamps[0] > BATCH_WAIT_NS
 
     def _frame(self, token: int, message: Message) -> bool:
         """Put a message into this turn's batch; False if the server takes none of its size."""

@@ -117,7 +117,7 @@ def test_a_handover_overlaps() -> None:
         # The second was open, and delivering, before the first was closed.
         assert witness.log.index(("opened", second)) < witness.log.index(("closed", first))
         assert feed.owns(second)
-        assert not feed.owns(first)
+        await until(lambda: not feed.owns(first))
         assert feed.reconnections == 0
 
     with pytest.MonkeyPatch.context() as patch:
