@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from marketprism.capture import Damage, Frame, UnreadableError, read
+from marketprism.capture import BROKEN, Damage, Frame, UnreadableError, open_compressed, read
 from marketprism.events import Event
 from marketprism.venues import VENUES
-from marketprism.venues.base import MS, Fetch, Note, Out
-from marketprism.venues.venue import MALFORMED, Venue
+from marketprism.venues.base import MS, Fetch, Note, Out, elapsed
+from marketprism.venues.venue import MALFORMED, RefusedError, Venue
 from marketprism.worker.options import replay_options
 
 _TICK_NS = 100 * MS
@@ -25,10 +25,11 @@ _ON_DEMAND = frozenset({"depth", "trades", "instruments"})
 
 @dataclass(slots=True)
 class Span:
-    """When a connection of a recording is heard of first and last."""
+    """When a connection of a recording is heard of first and last, and how many frames it brings."""
 
     first_ns: int
     last_ns: int
+    frames: int = 0
 
 
 @dataclass(slots=True)
@@ -54,7 +55,6 @@ class Replay:
         self._conns: dict[tuple[str, int], str] = {}
         self._asked: set[tuple[str, str]] = set()
         self._past: dict[tuple[str, str], Frame] = {}
-        self._work: deque[object] = deque()
         self._ticked_ns = 0
 
     def run(self) -> None:
@@ -67,7 +67,7 @@ class Replay:
             )
         for file, frame in self._merged():
             now_ns = frame.t
-            if now_ns - self._ticked_ns >= _TICK_NS:
+            if elapsed(now_ns, self._ticked_ns, _TICK_NS):
                 self._ticked_ns = now_ns
                 self._handle(self.venue.tick(now_ns), now_ns)
             self._take(file, frame)
@@ -82,8 +82,10 @@ class Replay:
                 if isinstance(frame, Damage):
                     continue
                 if frame.via == "ws":
-                    span = contents.spans.setdefault((frame.url, number), Span(frame.t, frame.t))
-                    span.last_ns = frame.t
+                    if not frame.out:
+                        span = contents.spans.setdefault((frame.url, number), Span(frame.t, frame.t))
+                        span.last_ns = max(span.last_ns, frame.t)
+                        span.frames += 1
                     continue
                 key = self.venue.key_of(frame.url)
                 if key is not None and key[0] == "instruments":
@@ -114,8 +116,10 @@ class Replay:
             return
         conn = self._connection(file, frame)
         self._handle(self.venue.receive(conn, frame.raw.encode(), frame.t), frame.t)
-        if frame.t == self._contents.spans[frame.url, file].last_ns:
-            self._maybe_close(file, frame, conn)
+        span = self._contents.spans[frame.url, file]
+        span.frames -= 1
+        if not span.frames and self._is_replaced(file, frame, conn):
+            self._handle(self.venue.closed(conn, "end of the recorded connection", frame.t), frame.t)
 
     def _take_body(self, frame: Frame) -> None:
         key = self.venue.key_of(frame.url)
@@ -135,34 +139,38 @@ class Replay:
         """A URL is one connection, also across files that follow each other; files that overlap are two."""
         conn = self._conns.get((frame.url, file))
         if conn is None:
-            conn = next(
-                (
-                    c
-                    for (url, other), c in self._conns.items()
-                    if url == frame.url and self._follows(url, other, frame.t)
-                ),
-                f"{frame.url}@{file}",
-            )
+            conn = self._earlier(frame) or f"{frame.url}@{file}"
             self._conns[frame.url, file] = conn
             if conn not in self.venue.connections:
-                self._handle(self.venue.opened(_base(frame.url), conn, frame.t), frame.t)
+                self._handle(self.venue.opened(_socket(frame.url)[1], conn, frame.t), frame.t)
         return conn
 
-    def _follows(self, url: str, other: int, now_ns: int) -> bool:
-        return self._contents.spans[url, other].last_ns <= now_ns
+    def _earlier(self, frame: Frame) -> str | None:
+        """The connection of this URL whose files have all come to their end."""
+        until_ns: dict[str, int] = {}
+        for key, conn in self._conns.items():
+            if key[0] == frame.url:
+                until_ns[conn] = max(until_ns.get(conn, 0), self._contents.spans[key].last_ns)
+        return next((conn for conn, last_ns in until_ns.items() if last_ns <= frame.t), None)
 
-    def _maybe_close(self, file: int, frame: Frame, conn: str) -> None:
-        """A recorded connection that ends while another one of the same socket goes on has been replaced."""
-        for (url, other), span in self._contents.spans.items():
-            if (
-                (url, other) != (frame.url, file)
-                and _base(url) == _base(frame.url)
-                and span.last_ns > frame.t
-            ):
-                if url == frame.url and span.first_ns >= frame.t:
-                    continue  # the next file of the same connection
-                self._handle(self.venue.closed(conn, "end of the recorded connection", frame.t), frame.t)
-                return
+    def _is_replaced(self, file: int, frame: Frame, conn: str) -> bool:
+        """Whether another connection goes on for one that is not heard of any more.
+
+        If not, it may have lasted as long as the recording: its books are then not lost.
+        """
+        later = [
+            (url, span)
+            for (url, other), span in self._contents.spans.items()
+            if (url, other) != (frame.url, file)
+            and _socket(url) == _socket(frame.url)
+            and span.last_ns > frame.t
+        ]
+        if any(url == frame.url and span.first_ns >= frame.t for url, span in later):
+            return False  # by the next file of the same connection
+        if any(span.first_ns >= frame.t for _, span in later):
+            return True
+        books = [m.book for m in self.venue.markets.values() if m.book is not None and conn in m.book.conns]
+        return bool(later) and all(len(book.conns) > 1 for book in books)
 
     def _handle(self, out: Out, now_ns: int) -> None:
         """Carry out what the venue asks, in order; what follows from an answer comes after what is queued."""
@@ -186,8 +194,13 @@ class Replay:
         return []
 
 
-def _base(url: str) -> str:
-    return url.split("#", 1)[0]
+def _socket(url: str) -> tuple[str, str]:
+    """Connections of the same socket have the same; the second part is the socket's name where it is known.
+
+    A fragment that `marketprism record` wrote is `<socket>.<start>.<serial>`.
+    """
+    base, _, fragment = url.partition("#")
+    return base, fragment.split(".", 1)[0] if "." in fragment else base
 
 
 def load_instruments(venue: Venue, path: Path) -> None:
@@ -201,7 +214,7 @@ def load_instruments(venue: Venue, path: Path) -> None:
             try:
                 if candidate is not None:
                     venue.take_instruments(Fetch("instruments", "", str(path)), candidate, 0, [])
-            except MALFORMED:
+            except (*MALFORMED, RefusedError):
                 continue
     if not venue.instruments:
         raise UnreadableError(
@@ -210,12 +223,10 @@ def load_instruments(venue: Venue, path: Path) -> None:
 
 
 def _bodies(path: Path) -> Iterator[bytes]:
-    from marketprism.capture import _open
-
     try:
-        with _open(path) as file:
+        with open_compressed(path) as file:
             text = file.read()
-    except (OSError, EOFError) as e:
+    except BROKEN as e:
         raise UnreadableError(f"{path}: cannot be read: {e}") from None
     yield text
     for line in text.splitlines():
@@ -227,7 +238,7 @@ def _bodies(path: Path) -> Iterator[bytes]:
 def _recorded(line: bytes) -> bytes | None:
     try:
         return msgspec.json.decode(line, type=Frame).raw.encode()
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

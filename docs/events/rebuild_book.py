@@ -26,6 +26,7 @@ class Book:
         self.bids: dict[Decimal, str] = {}  # price as a number → quantity as published
         self.asks: dict[Decimal, str] = {}
         self.held: dict[str, Any] = {}  # what was taken in last
+        self.window: tuple[str | None, str | None] = None, None  # the prices between which it is complete
         self.exact = False  # False: wait for a snapshot
 
     def take(self, told: dict[str, Any]) -> bool:
@@ -55,6 +56,8 @@ class Book:
         first, prev = delta["first_update_id"], delta["prev_update_id"]
         if last is None:  # the exchange numbers nothing: the order is all there is
             return True
+        if held is None:
+            return False
         if prev is not None and prev == held:
             return True
         if self.held["update_type"] == "delta":
@@ -95,8 +98,10 @@ async def main(subject: str, server: str) -> None:
         exact = book.take(json.loads(message.data))
         if exact and time.monotonic() - shown_s >= 1:
             shown_s = time.monotonic()
-            [bid], [ask] = book.top(1)
-            print(f"{bid} x {book.bids[bid]}   {ask} x {book.asks[ask]}   id {book.held['last_update_id']}")
+            bid, ask = (next(iter(side), None) for side in book.top(1))
+            print(
+                f"bid {bid}   ask {ask}   {len(book.bids)} + {len(book.asks)} levels   id {book.held['last_update_id']}"
+            )
 
 
 if __name__ == "__main__":

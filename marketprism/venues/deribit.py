@@ -533,7 +533,7 @@ class Deribit(Venue):
 
     def _book_channel(self, connection: Connection, instrument_id: str) -> str:
         prefix = f"book.{instrument_id}."
-        return next((c for c in connection.seen if c.startswith(prefix)), f"{prefix}100ms")
+        return min((c for c in connection.seen if c.startswith(prefix)), default=f"{prefix}100ms")
 
     def _backfill(self, instrument: Instrument, first: int, last: int, out: Out) -> bool:
         path = (

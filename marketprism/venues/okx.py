@@ -32,7 +32,7 @@ from marketprism.venues.base import (
     plain,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, iso
-from marketprism.venues.venue import LSR, Venue
+from marketprism.venues.venue import LSR, RefusedError, Venue
 
 _BOOKS_PER_SOCKET = 25  # fewer than 30 deep books on a connection are recommended
 _LEVELS = 400  # of the `books` channel
@@ -543,7 +543,10 @@ class Okx(Venue):
             ts_ms = _int(row.ts)
             if market is None or not row.rate:  # frames without a rate have been seen
                 continue
-            identity = ts_ms if ts_ms is not None else row.time_ms
+            # Until 2023 without a time of its own: then what it says tells it apart.
+            identity = row.ts or f"{row.time_ms}:{row.rate}:{row.next_rate}"
+            if ts_ms is None and not self.remember(f"{row.inst_id}:{identity}"):
+                continue
             if ts_ms is not None and not self.is_new("funding_rate", row.inst_id, ts_ms):
                 continue
             due_ms, next_ms = _int(row.time_ms), _int(row.next_ms)
@@ -616,10 +619,10 @@ T = TypeVar("T")
 
 
 def _rows(body: bytes, kind: type[T]) -> T:
-    """The rows of a REST answer. Raises ValueError where OKX answers with an error."""
+    """The rows of a REST answer. Raises RefusedError where OKX answers with an error."""
     answer = msgspec.json.decode(body, type=_Answer)
     if answer.code != "0":
-        raise ValueError(f"code {answer.code}: {answer.msg}")
+        raise RefusedError(f"code {answer.code}: {answer.msg}")
     return msgspec.json.decode(answer.data, type=kind)
 
 

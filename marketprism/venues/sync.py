@@ -190,7 +190,7 @@ class BookSync:
             return  # asked for by a connection that is gone
         last_id = snap.last_id
         pending, outdated = self._since_reset(snap)
-        later = [(c, u) for c, u in pending if not self._numbering.contained(u, last_id)]
+        later = [(c, u) for c, u in pending if not self._holds(snap, u)]
         if outdated or (later and not any(self._numbering.splices(u, last_id) for _, u in later)):
             text = f"REST snapshot {last_id} does not meet the {len(pending)} updates held; asking again"
             out.append(Note("info", "splice", text, self.instrument.id))
@@ -200,6 +200,15 @@ class BookSync:
         self._begin(snap, cut_bids=cut_bids, cut_asks=cut_asks, now_ns=now_ns, out=out, splicing=True)
         for conn, update in later:
             self.receive(update, conn, now_ns, out)
+
+    def _holds(self, snap: Update, update: Update) -> bool:
+        """Whether a REST snapshot holds this update already."""
+        assert snap.last_id is not None
+        if self._numbering.contained(update, snap.last_id):
+            return True
+        # Where ids may begin anew, a greater one that is so much older is from before.
+        older = bool(snap.ts_ms and update.ts_ms and update.ts_ms + _ANEW_MS < snap.ts_ms)
+        return older and not self._numbering.monotone
 
     def _since_reset(self, snap: Update) -> tuple[list[tuple[str, Update]], bool]:
         """What is pending, and whether the snapshot is from before the ids began anew.
@@ -268,7 +277,10 @@ class BookSync:
     def _follows(self, update: Update) -> bool:
         if self._splicing:
             assert self.last_id is not None
-            return self._numbering.splices(update, self.last_id)
+            if self._numbering.splices(update, self.last_id):
+                return True
+            if self._numbering.monotone:
+                return False
         return self._numbering.follows(update, self.last_id)
 
     def _repeated(self, update: Update) -> bool:
@@ -280,6 +292,8 @@ class BookSync:
         base_id, base_ms = self._base
         if base_id and base_ms and update.last_id <= base_id and (update.ts_ms or 0) <= base_ms:
             return True
+        if update.prev_id == update.last_id:  # nothing changed for a minute, on a connection that is behind
+            return any(update.last_id == last for _, last in self._recent)
         return (update.prev_id, update.last_id) in self._recent
 
     def _take(self, update: Update, now_ns: int, out: Out) -> None:
@@ -374,6 +388,7 @@ class BookSync:
         self._asked_ns = self._retry = None
         self._pause_ns = _RETRY_FIRST_NS
         self._recent.clear()
+        self._recent.append((None, snap.last_id))
         self._base = snap.last_id, snap.ts_ms
         self._checked_ns = now_ns
         self._settle(now_ns, out)

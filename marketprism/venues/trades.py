@@ -15,6 +15,7 @@ _PAGES_MAX = 100  # of REST backfill for one hole; more would starve everything 
 _ATTEMPTS_MAX = 6  # after the first; with the pauses between them about a minute
 _RETRY_MAX_NS = 30 * SECOND
 _ANEW_MS = 10_000
+_SKEW_MS = 60_000  # a time further ahead of ours than this is not one
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ class TradeLog:
             if hole.first <= last_id <= hole.last:
                 self._fill(hole, first_id, last_id, ts_ms)
                 return True
-        if self.last_ts_ms is not None and ts_ms > self.last_ts_ms + _ANEW_MS:
+        if self.last_ts_ms is not None and self.last_ts_ms + _ANEW_MS < ts_ms < now_ns // MS + _SKEW_MS:
             # No repetition is that much later than the newest: the numbers themselves have begun anew.
             self._begin_anew(first_id, ts_ms, now_ns, out)
             self._take(last_id, ts_ms)

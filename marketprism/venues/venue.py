@@ -50,6 +50,12 @@ MALFORMED = (
     TypeError,
     RecursionError,
 )
+
+
+class RefusedError(Exception):
+    """An answer that is an error, though its HTTP status is 200."""
+
+
 _INSTRUMENTS_RETRY_NS = 10 * SECOND
 _TOO_MANY = (418, 429)
 _REMEMBERED_MAX = 10_000
@@ -90,7 +96,9 @@ class Venue(ABC):
         self._asked_instruments_ns: int | None = None
         self._down_ns: dict[str, int] = {}  # socket → since when it has no connection
         self._request_id = 0
-        self._remembered: dict[str, None] = {}  # ids of events without a number that were published, oldest first
+        self._remembered: dict[
+            str, None
+        ] = {}  # ids of events without a number that were published, oldest first
         for symbol in options.symbols or ():
             self.market(symbol)
 
@@ -198,6 +206,8 @@ class Venue(ABC):
             return out
         try:
             self._handlers()[fetch.kind](fetch, body, now_ns, out)
+        except RefusedError as e:
+            self._refused(fetch, status, str(e).encode(), now_ns, out)
         except MALFORMED as e:
             self._malformed(f"answer to {fetch.path}", body, e, out)
             self._refused(fetch, 0, b"", now_ns, out)
@@ -305,6 +315,15 @@ class Venue(ABC):
         self._newest_ts_ms[key] = ts_ms
         return True
 
+    def remember(self, identity: str) -> bool:
+        """Whether this identity of something without a number is new."""
+        if identity in self._remembered:
+            return False
+        self._remembered[identity] = None
+        if len(self._remembered) > _REMEMBERED_MAX:
+            del self._remembered[next(iter(self._remembered))]
+        return True
+
     def take_instruments(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
         """The answer with instrument descriptions."""
         for instrument in self._parse_instruments(body):
@@ -320,6 +339,8 @@ class Venue(ABC):
     def _begin(self, out: Out) -> None:
         """All instruments are known: collect those that are wanted."""
         self.ready = True
+        if self.options.symbols is None:
+            return  # whatever turns up, described or not
         for unknown in sorted(self.markets.keys() - self.instruments.keys()):
             text = f"{self.options.name} lists no instrument {unknown!r}: it is not collected"
             out.append(Note("error", "unknown_symbol", text, unknown))
@@ -395,7 +416,7 @@ class Venue(ABC):
         """Publish an event of the rarer types."""
         data_type = str(cls.__struct_config__.tag)
         event_id = i.event_id(data_type, identity)
-        if data_type in self.unnumbered and not self._remember(event_id):
+        if data_type in self.unnumbered and not self.remember(event_id):
             return  # the other of two connections brought it
         data: Any = cls(
             exchange=i.exchange,
@@ -422,15 +443,6 @@ class Venue(ABC):
     def _collected(self, instrument_id: str) -> bool:
         symbols = self.options.symbols
         return instrument_id in symbols if symbols is not None else instrument_id != ""
-
-    def _remember(self, event_id: str) -> bool:
-        """Whether this id is new."""
-        if event_id in self._remembered:
-            return False
-        self._remembered[event_id] = None
-        if len(self._remembered) > _REMEMBERED_MAX:
-            del self._remembered[next(iter(self._remembered))]
-        return True
 
     def _books(self, instrument_ids: Iterable[str]) -> Iterator[BookSync]:
         for instrument_id in instrument_ids:

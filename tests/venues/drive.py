@@ -45,8 +45,9 @@ class Judge:
             self._top(data)
         elif isinstance(data, Trade):
             ids = self.trade_ids[data.instrument_id]
-            assert data.trade_id not in ids, f"trade {data.trade_id} twice"
-            ids.add(data.trade_id)
+            identity = f"{data.trade_id}/{data.trade_seq}"
+            assert identity not in ids, f"trade {identity} twice"
+            ids.add(identity)
         elif isinstance(data, Gap) and data.affected_data_type == "orderbook_delta":
             self._gap(data)
 
@@ -179,4 +180,6 @@ def raw(message: Frame) -> bytes:
     """A message as an exchange writes it: no spaces."""
     if isinstance(message, bytes):
         return message
-    return message.encode() if isinstance(message, str) else json.dumps(message, separators=(",", ":")).encode()
+    return (
+        message.encode() if isinstance(message, str) else json.dumps(message, separators=(",", ":")).encode()
+    )

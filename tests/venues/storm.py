@@ -12,7 +12,20 @@ from truth import SYMBOLS, Truth
 from marketprism.events import OrderBook, OrderBookDelta
 
 # What a network may do without a message being missed for good.
-HARMLESS = ("step", "step", "step", "deliver", "deliver", "deliver", "repeat", "rest", "rest_old", "tick", "second", "hand_over")
+HARMLESS = (
+    "step",
+    "step",
+    "step",
+    "deliver",
+    "deliver",
+    "deliver",
+    "repeat",
+    "rest",
+    "rest_old",
+    "tick",
+    "second",
+    "hand_over",
+)
 FAULTS = ("lose", "break", "rest_fails", "wait", "garbage")
 
 
@@ -24,7 +37,14 @@ class Storm:
         self.rng = Random(seed)
         self.truth = Truth(exchange, self.rng)
         self.symbol = SYMBOLS[exchange]
-        self.drive = Drive(exchange, self.symbol, types=["orderbook"], snapshot_depth=10, depth_limit=limit or 500, checkpoint_interval_ms=5_000)
+        self.drive = Drive(
+            exchange,
+            self.symbol,
+            types=["orderbook"],
+            snapshot_depth=10,
+            depth_limit=limit or 500,
+            checkpoint_interval_ms=5_000,
+        )
         self.drive.judge.on_book = self._compare
         self.drive.judge.on_top = self._compare_top
         self.in_band = in_band
@@ -88,13 +108,15 @@ class Storm:
 
     def _lose(self, n: int) -> None:
         conn = self._pick(n)
-        if conn is not None and self.wire[conn]:
+        if conn is not None and self.wire[conn] and "id" not in self.wire[conn][0]:  # answers are never lost
             self.wire[conn].popleft()
 
     def _garbage(self, n: int) -> None:
         conn = self._pick(n)
         if conn is not None:
-            self.drive.frame((b"", b"{", b"null", b'{"stream":"', b'{"arg":{', b"\xff\xfe", b"[]")[n % 7], conn)
+            self.drive.frame(
+                (b"", b"{", b"null", b'{"stream":"', b'{"arg":{', b"\xff\xfe", b"[]")[n % 7], conn
+            )
 
     def _rest(self, n: int) -> None:
         if self.drive.asked("depth"):
@@ -103,7 +125,9 @@ class Storm:
     def _rest_old(self, n: int) -> None:
         if self.drive.asked("depth"):
             ago = min(n % 8, len(self.truth.order) - 1)
-            if self.exchange == "okx_derivatives" and any(i > self.truth.last_id for i in self.truth.order[-10:]):
+            if self.exchange == "okx_derivatives" and any(
+                i > self.truth.last_id for i in self.truth.order[-10:]
+            ):
                 ago = 0  # a book from before the ids began anew cannot be told from a later one
             self.drive.answer("depth", self.truth.rest(self.drive.ms, ago, self.limit))
 
@@ -195,7 +219,10 @@ class Storm:
                     self._answer_sends()
             while self.drive.asked("depth"):
                 self._rest(0)
-            if self.drive.live(self.symbol) and self.drive.judge.books[self.symbol].last_id == self.truth.message_id:
+            if (
+                self.drive.live(self.symbol)
+                and self.drive.judge.books[self.symbol].last_id == self.truth.message_id
+            ):
                 return
             self.drive.wait(1, 0.5)
             self._step(0)

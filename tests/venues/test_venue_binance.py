@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 from drive import Drive
 
-from marketprism.events import FundingRate, Gap, Liquidation, LsrTopPosition, OpenInterest, OrderBook, OrderBookDelta, Trade
+from marketprism.events import (
+    FundingRate,
+    Gap,
+    Liquidation,
+    LsrTopPosition,
+    OpenInterest,
+    OrderBook,
+    OrderBookDelta,
+    Trade,
+)
 from marketprism.venues.base import SECOND, Fetch
 
 S = "BTCUSDT"
@@ -14,7 +23,14 @@ ASKS = [["101", "1"], ["102", "2"]]
 
 
 def depth(
-    first: int, last: int, bids: Any = (), asks: Any = (), *, ms: int = 1_760_000_000_000, pu: int | None = None, symbol: str = S
+    first: int,
+    last: int,
+    bids: Any = (),
+    asks: Any = (),
+    *,
+    ms: int = 1_760_000_000_000,
+    pu: int | None = None,
+    symbol: str = S,
 ) -> dict[str, Any]:
     data = {"e": "depthUpdate", "E": ms, "s": symbol, "U": first, "u": last, "b": bids, "a": asks}
     if pu is not None:
@@ -28,7 +44,17 @@ def rest(last_id: int, bids: Any = BIDS, asks: Any = ASKS, ms: int | None = None
 
 
 def trade(number: int, ms: int = 1_760_000_000_000, **other: Any) -> dict[str, Any]:
-    data = {"e": "trade", "E": ms, "s": S, "t": number, "p": "100.10", "q": "0.5", "T": ms, "m": True, "M": True}
+    data = {
+        "e": "trade",
+        "E": ms,
+        "s": S,
+        "t": number,
+        "p": "100.10",
+        "q": "0.5",
+        "T": ms,
+        "m": True,
+        "M": True,
+    }
     return {"stream": "btcusdt@trade", "data": data | other}
 
 
@@ -372,7 +398,9 @@ def test_a_refresh_that_fails_leaves_the_book_as_it_is() -> None:
     assert d.gaps() == []
 
 
-@pytest.mark.parametrize(("limit", "cut"), [("&limit=20", True), ("&limit=1000", False), ("&limit=21", False), ("", True)])
+@pytest.mark.parametrize(
+    ("limit", "cut"), [("&limit=20", True), ("&limit=1000", False), ("&limit=21", False), ("", True)]
+)
 def test_what_was_asked_for_tells_whether_a_book_was_cut(limit: str, cut: bool) -> None:
     d = spot()
     d.open()
@@ -481,6 +509,18 @@ def test_a_hole_is_told_soon_even_if_the_other_connection_stays_silent() -> None
     d.answer("depth", rest(20))
     assert d.live(S)
     assert d.judge.books[S].last_id == 25
+
+
+def test_a_hole_is_told_at_once_when_the_other_connection_leaves() -> None:
+    d = live_spot()
+    d.open("c2")
+    d.frame(depth(13, 13), "c2")
+    d.frame(depth(14, 14), "c2")
+    assert d.gaps() == []
+    d.close("c1")
+    assert [(g.cause, g.last_id_before, g.first_id_after) for g in d.gaps()] == [("sequence", "10", "13")]
+    d.answer("depth", rest(13))
+    assert d.judge.books[S].last_id == 14
 
 
 def test_a_connection_that_leaves_while_the_book_is_fetched_leaves_no_hole() -> None:
@@ -635,7 +675,11 @@ def test_raw_frames_of_what_is_not_wanted() -> None:
 def test_white_space_does_not_matter() -> None:
     d = spot()
     d.open()
-    d.frame('{ "stream": "btcusdt@trade", "data": ' + str(trade(7)["data"]).replace("'", '"').replace("True", "true") + "}")
+    d.frame(
+        '{ "stream": "btcusdt@trade", "data": '
+        + str(trade(7)["data"]).replace("'", '"').replace("True", "true")
+        + "}"
+    )
     assert [t.trade_id for t in d.of(Trade)] == ["7"]
 
 
@@ -679,14 +723,32 @@ def test_a_trade_gap_is_backfilled() -> None:
     fetch = d.asked("trades")[0]
     assert "historicalTrades" in fetch.path
     assert "fromId=8&limit=3" in fetch.path
-    rows = [{"id": n, "price": "1.0", "qty": "2", "time": 1_760_000_000_000, "isBuyerMaker": False} for n in (8, 9, 10)]
+    rows = [
+        {"id": n, "price": "1.0", "qty": "2", "time": 1_760_000_000_000, "isBuyerMaker": False}
+        for n in (8, 9, 10)
+    ]
     d.answer("trades", rows)
     assert [t.trade_id for t in d.of(Trade)] == ["7", "11", "8", "9", "10"]
     d.frame(trade(9))
     assert d.gaps("trade") == []
 
 
-@pytest.mark.parametrize(("status", "told"), [(400, True), (404, True), (429, False), (418, False), (500, False), (0, False)])
+def test_a_jump_after_a_lost_connection_says_why() -> None:
+    d = spot(types=["trade"])
+    d.open()
+    d.frame(trade(7))
+    d.close()
+    d.open("c2")
+    d.frame(trade(9), "c2")
+    d.frame(trade(11), "c2")
+    d.answer("trades", b"", 404)
+    d.answer("trades", b"", 404)
+    assert [g.cause for g in d.gaps("trade")] == ["disconnect", "sequence"]
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(400, True), (404, True), (429, False), (418, False), (500, False), (0, False)]
+)
 def test_what_rest_refuses_for_good_is_told_at_once(status: int, told: bool) -> None:
     d = spot(types=["trade"])
     d.open()
@@ -703,7 +765,18 @@ def test_aggregates_are_backfilled_as_aggregates() -> None:
     d = usdm(types=["trade"])
     d.open("c1", "market")
     for number in (5, 7):
-        data = {"e": "aggTrade", "E": 1, "s": S, "a": number, "p": "1.0", "q": "2", "f": 50, "l": 52, "T": 3, "m": True}
+        data = {
+            "e": "aggTrade",
+            "E": 1,
+            "s": S,
+            "a": number,
+            "p": "1.0",
+            "q": "2",
+            "f": 50,
+            "l": 52,
+            "T": 3,
+            "m": True,
+        }
         d.frame({"stream": "btcusdt@aggTrade", "data": data})
     assert "aggTrades?symbol=BTCUSDT&fromId=6" in d.asked("trades")[0].path
     d.answer("trades", [{"a": 6, "p": "1", "q": "2", "f": 53, "l": 53, "T": 3, "m": False}])
@@ -721,7 +794,12 @@ def test_a_recording_of_the_other_kind_of_trades_is_not_filled_with_foreign_numb
     d = spot(types=["trade"])
     d.open()
     for number in (5, 7):
-        d.frame({"stream": "btcusdt@aggTrade", "data": {"s": S, "a": number, "p": "1", "q": "2", "T": 3, "m": True}})
+        d.frame(
+            {
+                "stream": "btcusdt@aggTrade",
+                "data": {"s": S, "a": number, "p": "1", "q": "2", "T": 3, "m": True},
+            }
+        )
     assert "aggTrades" in d.asked("trades")[0].path
     assert d.of(Trade)[0].first_trade_id is None
 
@@ -740,16 +818,38 @@ def test_a_malformed_trade_is_a_hole_not_silence(bad: dict[str, Any]) -> None:
 
 # -- the rarer types -------------------------------------------------------------------------------------------
 
-MARK = {
+MARK: dict[str, Any] = {
     "stream": "btcusdt@markPrice@1s",
-    "data": {"e": "markPriceUpdate", "E": 5, "s": S, "p": "100.5", "i": "100.4", "P": "1", "r": "0.0001", "T": 9, "st": 1},
+    "data": {
+        "e": "markPriceUpdate",
+        "E": 5,
+        "s": S,
+        "p": "100.5",
+        "i": "100.4",
+        "P": "1",
+        "r": "0.0001",
+        "T": 9,
+        "st": 1,
+    },
 }
-FORCE = {
+FORCE: dict[str, Any] = {
     "stream": "!forceOrder@arr",
     "data": {
         "e": "forceOrder",
         "E": 5,
-        "o": {"s": "ETHUSDT", "S": "SELL", "o": "LIMIT", "f": "IOC", "q": "0.5", "p": "100", "ap": "101", "X": "FILLED", "l": "0.5", "z": "0.4", "T": 1_760_000_000_000},
+        "o": {
+            "s": "ETHUSDT",
+            "S": "SELL",
+            "o": "LIMIT",
+            "f": "IOC",
+            "q": "0.5",
+            "p": "100",
+            "ap": "101",
+            "X": "FILLED",
+            "l": "0.5",
+            "z": "0.4",
+            "T": 1_760_000_000_000,
+        },
     },
 }
 
@@ -758,14 +858,20 @@ def test_mark_price_and_liquidation() -> None:
     d = usdm()
     d.open("c1", "market")
     d.frame(MARK)
-    d.frame({**MARK, "data": {**MARK["data"], "E": 6, "r": ""}})  # type: ignore[dict-item]
+    d.frame({**MARK, "data": {**MARK["data"], "E": 6, "r": ""}})
     rate = d.of(FundingRate)
     assert [(r.current_funding_rate, r.mark_price, r.index_price, r.next_funding_ts_ms) for r in rate] == [
         ("0.0001", "100.5", "100.4", 9)
     ]
     d.frame(FORCE)
     (x,) = d.of(Liquidation)
-    assert (x.side, x.instrument_id, x.quantity, x.filled_quantity, x.notional_value) == ("sell", "ETHUSDT", "0.5", "0.4", "40.4")
+    assert (x.side, x.instrument_id, x.quantity, x.filled_quantity, x.notional_value) == (
+        "sell",
+        "ETHUSDT",
+        "0.5",
+        "0.4",
+        "40.4",
+    )
 
 
 def test_liquidations_of_two_connections_are_published_once() -> None:
@@ -792,28 +898,52 @@ def test_only_the_socket_with_liquidations_can_lose_them() -> None:
 def test_polled_figures() -> None:
     d = usdm()
     kinds = {p.fetch(d.now_ns).kind for p in d.venue.polls()}
-    assert kinds == {"funding_rate", "funding_info", "open_interest", "lsr_top_position", "lsr_top_account", "lsr_all_account"}
-    premium = {"symbol": S, "markPrice": "100.5", "indexPrice": "100.4", "lastFundingRate": "0.0002", "nextFundingTime": 9, "time": 7}
+    assert kinds == {
+        "funding_rate",
+        "funding_info",
+        "open_interest",
+        "lsr_top_position",
+        "lsr_top_account",
+        "lsr_all_account",
+    }
+    premium = {
+        "symbol": S,
+        "markPrice": "100.5",
+        "indexPrice": "100.4",
+        "lastFundingRate": "0.0002",
+        "nextFundingTime": 9,
+        "time": 7,
+    }
     d.respond(Fetch("funding_info", "", ""), [{"symbol": S, "fundingIntervalHours": 4}])
     for _ in range(2):
         d.respond(Fetch("funding_rate", S, ""), premium)
         d.respond(Fetch("open_interest", S, ""), {"symbol": S, "openInterest": "12.5", "time": 8})
     assert [(r.current_funding_rate, r.funding_interval) for r in d.of(FundingRate)] == [("0.0002", "4h")]
-    assert [(o.open_interest_base, o.open_interest_unit, o.open_interest_usd) for o in d.of(OpenInterest)] == [
-        ("12.5", "base", "1256.25")
-    ]
+    assert [
+        (o.open_interest_base, o.open_interest_unit, o.open_interest_usd) for o in d.of(OpenInterest)
+    ] == [("12.5", "base", "1256.25")]
     rows = [
-        {"symbol": S, "longShortRatio": "1.5", "longAccount": "0.6", "shortAccount": "0.4", "timestamp": t} for t in (2, 1)
+        {"symbol": S, "longShortRatio": "1.5", "longAccount": "0.6", "shortAccount": "0.4", "timestamp": t}
+        for t in (2, 1)
     ]
     for _ in range(2):
         d.respond(Fetch("lsr_top_position", S, ""), rows)
     ratios = d.of(LsrTopPosition)
-    assert [(r.ts_ms, r.long_position_ratio, r.short_position_ratio) for r in ratios] == [(1, "0.6", "0.4"), (2, "0.6", "0.4")]
+    assert [(r.ts_ms, r.long_position_ratio, r.short_position_ratio) for r in ratios] == [
+        (1, "0.6", "0.4"),
+        (2, "0.6", "0.4"),
+    ]
 
 
 def test_figures_of_all_symbols_at_once_and_of_none() -> None:
     d = usdm()
-    premium = {"markPrice": "100.5", "indexPrice": "100.4", "lastFundingRate": "0.0002", "nextFundingTime": 9, "time": 7}
+    premium = {
+        "markPrice": "100.5",
+        "indexPrice": "100.4",
+        "lastFundingRate": "0.0002",
+        "nextFundingTime": 9,
+        "time": 7,
+    }
     d.respond(Fetch("funding_rate", "", ""), [{**premium, "symbol": S}, {**premium, "symbol": "ETHUSDT"}])
     assert [r.instrument_id for r in d.of(FundingRate)] == [S]
     everything = Drive("binance_derivatives")
@@ -851,7 +981,12 @@ def test_instruments_are_asked_for_until_they_come() -> None:
 
 def test_dated_futures_keep_their_name() -> None:
     d = Drive("binance_derivatives")
-    info = {"symbol": "BTCUSDT_210625", "baseAsset": "BTC", "quoteAsset": "USDT", "contractType": "CURRENT_QUARTER"}
+    info = {
+        "symbol": "BTCUSDT_210625",
+        "baseAsset": "BTC",
+        "quoteAsset": "USDT",
+        "contractType": "CURRENT_QUARTER",
+    }
     for described in (False, True):
         if described:
             d.respond(Fetch("instruments", "", ""), {"symbols": [info]})
@@ -863,7 +998,12 @@ def test_nothing_kept_inside_grows_without_end() -> None:
     d = usdm()
     d.open("c1", "market")
     for n in range(30_000):
-        d.frame({"stream": f"x{n}@aggTrade", "data": {"s": f"X{n}", "a": 1, "p": "1", "q": "1", "T": 1, "m": True}})
+        d.frame(
+            {
+                "stream": f"x{n}@aggTrade",
+                "data": {"s": f"X{n}", "a": 1, "p": "1", "q": "1", "T": 1, "m": True},
+            }
+        )
         d.frame({"stream": f"x{n}@nothing", "data": {}})
     connection = d.venue.connections["c1"]
     assert len(connection.seen) <= 10_000

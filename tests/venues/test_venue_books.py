@@ -56,8 +56,13 @@ def test_okx_with_keepalives_and_resets(in_band: bool, seed: int, actions: list[
 
 @pytest.mark.parametrize("in_band", [True, False])
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 9999), actions=st.lists(st.tuples(st.sampled_from(HARMLESS + okx_only), numbers), max_size=60))
-def test_okx_keepalives_and_resets_are_no_gaps(in_band: bool, seed: int, actions: list[tuple[str, int]]) -> None:
+@given(
+    seed=st.integers(0, 9999),
+    actions=st.lists(st.tuples(st.sampled_from(HARMLESS + okx_only), numbers), max_size=60),
+)
+def test_okx_keepalives_and_resets_are_no_gaps(
+    in_band: bool, seed: int, actions: list[tuple[str, int]]
+) -> None:
     storm = Storm("okx_derivatives", seed, in_band=in_band)
     storm.do("second", 0)
     storm.heal()

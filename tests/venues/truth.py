@@ -47,7 +47,7 @@ class Truth:
     def step(self, ts_ms: int) -> dict[str, Any]:
         """One message of the stream."""
         previous = self.message_id
-        if self.exchange not in ("binance_spot",):
+        if self.exchange != "binance_spot":
             self.last_id += self.rng.choice((0, 0, 1, 7))  # ids of other instruments in between
         first = self.last_id + 1
         changed: tuple[set[int], set[int]] = (set(), set())
@@ -100,13 +100,12 @@ class Truth:
     def _change(self, changed: tuple[set[int], set[int]]) -> None:
         self.last_id += 1
         self.middle += self.rng.choice((-1, 0, 0, 1))
-        for side, prices, wrong in (
-            (self.bids, changed[0], lambda p: p >= self.middle),
-            (self.asks, changed[1], lambda p: p < self.middle),
-        ):
-            for price in [p for p in side if wrong(p)]:
-                del side[price]
-                prices.add(price)
+        for price in [p for p in self.bids if p >= self.middle]:
+            del self.bids[price]
+            changed[0].add(price)
+        for price in [p for p in self.asks if p < self.middle]:
+            del self.asks[price]
+            changed[1].add(price)
         is_bid = self.rng.random() < 0.5
         distance = self.rng.randint(0, 25)
         price = self.middle - 1 - distance if is_bid else self.middle + distance
@@ -125,7 +124,9 @@ class Truth:
     def _message(
         self, previous: int, first: int, changed: tuple[set[int], set[int]], ts_ms: int
     ) -> dict[str, Any]:
-        return self._say("update", previous, self.last_id, first, (sorted(changed[0]), sorted(changed[1])), ts_ms)
+        return self._say(
+            "update", previous, self.last_id, first, (sorted(changed[0]), sorted(changed[1])), ts_ms
+        )
 
     def _say(
         self,
@@ -184,7 +185,7 @@ def _say_deribit(
     def rows(pairs: Pairs) -> list[list[Any]]:
         return [["new" if whole or q != "0" else "delete", float(p), float(q)] for p, q in pairs]
 
-    data = {
+    data: dict[str, Any] = {
         "type": "snapshot" if whole else "change",
         "timestamp": ts,
         "instrument_name": s,
