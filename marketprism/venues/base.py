@@ -209,7 +209,7 @@ class Connection:
         self.asked: dict[int | str, tuple[str, ...]] = {}  # request id → channels not yet acknowledged
         self.asked_ns = now_ns  # when the last of them was
         self.unsubscribing: dict[int, str] = {}  # request id → channel to subscribe again once it is gone
-        self.seen: set[str] = set()  # expected channels that have delivered
+        self.seen: set[bytes] = set()  # channels that have delivered, as they stand in the frames
         self.warned = False
 
 
@@ -243,12 +243,14 @@ def check_acks(c: Connection, now_ns: int, out: Out) -> None:
         out.append(Note("error", "unacknowledged", f"{len(missing)} subscriptions not acknowledged: {shown}"))
 
 
-def check_silent(c: Connection, expected: Iterable[str], now_ns: int, out: Out) -> None:
+def check_silent(
+    c: Connection, expected: Callable[[Connection], Iterable[str]], now_ns: int, out: Out
+) -> None:
     """Say once a connection which subscribed channels have never delivered: an ack proves nothing."""
     if c.warned or not elapsed(now_ns, c.opened_ns, SILENT_AFTER_NS):
         return
     c.warned = True
-    silent = sorted(set(expected) - c.seen)
+    silent = sorted(name for name in expected(c) if name.encode() not in c.seen)
     if silent:
         shown = ", ".join(silent[:5]) + (" …" if len(silent) > 5 else "")
         out.append(

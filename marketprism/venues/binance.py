@@ -377,8 +377,8 @@ class Binance(Venue):
                 self._routes[stream] = self._route(stream.decode())
             route = self._routes[stream]
             if route is not None:
-                if len(connection.seen) < len(self._routes):
-                    connection.seen.add(stream.decode())
+                if len(connection.seen) < _ROUTES_MAX:
+                    connection.seen.add(stream)
                 route(connection, data, now_ns, out)
                 return
             if b"serverShutdown" not in stream:
@@ -418,7 +418,9 @@ class Binance(Venue):
         m = _decode_depth(data).data
         book = self.book(m.symbol, connection.conn, now_ns)
         if book is not None:
-            update = Update(m.bids, m.asks, _ms(m.event_ms), m.last_id, m.first_id, m.prev_id)
+            # Spot says nothing of the update before; its rule U == u + 1 does.
+            prev_id = m.prev_id if m.prev_id is not None else m.first_id - 1
+            update = Update(m.bids, m.asks, _ms(m.event_ms), m.last_id, m.first_id, prev_id)
             book.receive(update, connection.conn, now_ns, out)
 
     def _on_trade(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
@@ -433,9 +435,19 @@ class Binance(Venue):
         number = m.trade_id if m.trade_id is not None else m.aggregate_id
         if number is None:
             raise ValueError("trade without an id")
-        span = (m.first_id, m.last_id) if aggregate else None
-        ts_ms = _ms(m.trade_ms)
-        self._emit_trade(market, number, m.price, m.quantity, m.buyer_is_maker, ts_ms, span, now_ns, out)
+        whole = aggregate and m.first_id is not None and m.last_id is not None
+        self.trade(
+            market,
+            (number, number),
+            trade_id=str(number),
+            price=m.price,
+            quantity=m.quantity,
+            side="sell" if m.buyer_is_maker else "buy",
+            ts_ms=_ms(m.trade_ms),
+            now_ns=now_ns,
+            out=out,
+            span=(str(m.first_id), str(m.last_id)) if whole else None,
+        )
 
     def _emit_trade(
         self,

@@ -287,7 +287,7 @@ class Deribit(Venue):
             route = self._routes[channel] = self._route(channel.decode())
         if route is not None:
             if len(connection.seen) < _ROUTES_MAX:
-                connection.seen.add(channel.decode())
+                connection.seen.add(channel)
             route(connection, data, now_ns, out)
 
     def _route(self, channel: str) -> Callable[[Connection, bytes, int, Out], None] | None:
@@ -533,7 +533,8 @@ class Deribit(Venue):
 
     def _book_channel(self, connection: Connection, instrument_id: str) -> str:
         prefix = f"book.{instrument_id}."
-        return min((c for c in connection.seen if c.startswith(prefix)), default=f"{prefix}100ms")
+        seen = (c.decode() for c in connection.seen if c.startswith(prefix.encode()))
+        return min(seen, default=f"{prefix}100ms")
 
     def _backfill(self, instrument: Instrument, first: int, last: int, out: Out) -> bool:
         path = (

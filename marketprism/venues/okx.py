@@ -326,7 +326,7 @@ class Okx(Venue):
         book = self.book(arg.inst_id, connection.conn, now_ns)
         if book is None:
             return
-        connection.seen.add(_name(arg))
+        connection.seen.add(_name(arg).encode())
         for row in m.data:
             # 0 since 2026-06-23: nothing to compare with.
             update = Update(

@@ -223,7 +223,7 @@ class Venue(ABC):
         check_alive(self.connections.values(), now_ns, self._probe, self.probe_after_ns, out)
         for connection in self.connections.values():
             check_acks(connection, now_ns, out)
-            check_silent(connection, self._channels(connection), now_ns, out)
+            check_silent(connection, self._channels, now_ns, out)
         for market in self.markets.values():
             market.trades.tick(now_ns, out)
             if market.book is not None:
