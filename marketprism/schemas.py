@@ -61,7 +61,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "asks": "snapshot: every ask held, lowest first. delta: asks that changed; quantity 0 removes the level.",
         "first_update_id": "First id of this change (Binance); null on snapshots and elsewhere.",
         "last_update_id": "Id of the state after this message; null where the exchange sends none.",
-        "prev_update_id": "Id of the state this change is applied to (Binance USD-M, OKX, Deribit); else null.",
+        "prev_update_id": "Id of the state this change is applied to; null on snapshots and where there are no ids.",
         "quantity_unit": "Unit of the levels' quantities, which stay as sent.",
         "checksum": "The exchange's CRC32 of the state after this message; null where it sends none, or 0.",
         "exact_from": "snapshot: bids below this price may be missing; null: none is.",

@@ -114,22 +114,23 @@ def test_the_page_quotes_the_example() -> None:
     assert quoted.strip() in source
 
 
-def test_the_example_follows_by_each_exchanges_numbers() -> None:
+def test_the_example_follows_by_the_ids() -> None:
     book = _example().Book()
-    assert not book.take(_told("delta", (5, None, 6), "100", "1"))  # nothing before a snapshot
+    assert not book.take(_told("delta", (5, 4, 6), "100", "1"))  # nothing before a snapshot
     assert book.take(_told("snapshot", (None, None, 10), "100.0", "1"))
-    assert book.take(_told("delta", (9, None, 12), "100", "2"))  # spot: encloses the snapshot's end
+    assert book.take(_told("delta", (9, 8, 12), "100", "2"))  # the snapshot ends within it
     assert book.bids == {Decimal(100): "2"}
-    assert book.take(_told("delta", (13, None, 13), "100", "0"))
+    assert book.take(_told("delta", (13, 12, 13), "100", "0"))
     assert book.bids == {}
-    assert not book.take(_told("delta", (15, None, 15), "101", "1"))  # 14 is missing
+    assert not book.take(_told("delta", (15, 14, 15), "101", "1"))  # 14 is missing
+    assert not book.take(_told("delta", (16, 15, 16), "101", "1"))
     assert book.take(_told("snapshot", (None, None, 20), "100", "1"))
-    assert book.take(_told("delta", (18, 17, 25), "100", "3"))  # USD-M: encloses, whatever pu says
+    assert book.take(_told("delta", (18, 15, 25), "100", "3"))  # USD-M: ids leap
     assert book.take(_told("delta", (30, 25, 31), "100", "4"))
-    assert not book.take(_told("delta", (30, 26, 33), "100", "5"))  # only the first one may enclose
+    assert not book.take(_told("delta", (30, 26, 33), "100", "5"))  # only the first one may begin earlier
     assert book.take(_told("snapshot", (None, None, 40), "100", "1", exact_from="100"))
-    assert book.take(_told("delta", (None, 38, 44), "99", "3"))  # OKX by REST
-    assert book.take(_told("delta", (None, 44, 3), "98", "3", exchange="okx", ts_ms=50))  # and a reset
+    assert book.take(_told("delta", (None, 38, 44), "99", "3"))
+    assert book.take(_told("delta", (None, 44, 3), "98", "3", exchange="okx", ts_ms=50))  # OKX begins anew
     assert book.top(5) == ([Decimal(100)], [Decimal(200)])
 
 

@@ -52,18 +52,14 @@ class Book:
 
     def _follows(self, delta: dict[str, Any]) -> bool:
         """Whether this delta is the next one."""
-        held, last = self.held["last_update_id"], delta["last_update_id"]
-        first, prev = delta["first_update_id"], delta["prev_update_id"]
+        held, last, prev = self.held["last_update_id"], delta["last_update_id"], delta["prev_update_id"]
         if last is None:  # the exchange numbers nothing: the order is all there is
             return True
-        if held is None:
+        if held is None or prev is None:
             return False
-        if prev is not None and prev == held:
-            return True
-        if self.held["update_type"] == "delta":
-            return prev is None and first == held + 1
-        # The first delta after a snapshot may begin before it ends.
-        return bool(first <= held + 1 <= last if first is not None else prev <= held < last)
+        if self.held["update_type"] == "snapshot":  # it may end within the first delta after it
+            return prev == held or bool(prev <= held < last)
+        return bool(prev == held)
 
     def _stale(self, told: dict[str, Any]) -> bool:
         """Whether it is held already, or older: a second collector tells again what the first one told."""
