@@ -270,6 +270,7 @@ def _tail(args: argparse.Namespace) -> int:
 
 
 def _version(_: argparse.Namespace) -> int:
-    nats = shutil.which("nats-server") or "not on PATH"
+    beside = Path(sys.executable).with_name("nats-server")
+    nats = str(beside) if beside.exists() else shutil.which("nats-server") or "not on PATH"
     print(f"marketprism {__version__} (Python {sys.version.split()[0]}, nats-server: {nats})")
     return 0

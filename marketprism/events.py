@@ -81,8 +81,9 @@ class OrderBookDelta(Payload, kw_only=True, tag="orderbook_delta"):
     """A whole book ("snapshot") or one applied change ("delta").
 
     To rebuild a book: take a snapshot, then every delta whose `prev_update_id` is the `last_update_id` held
-    (the first one after a snapshot may instead enclose it); a later snapshot replaces what is held. Compare
-    prices as numbers. `exact_from`/`exact_to` bound the prices for which a snapshot is complete; null: no bound.
+    (the first one after a snapshot may instead enclose it); a later snapshot replaces what is held, but one that
+    is older than an unbroken book is a second collector's and is skipped. Compare prices as numbers.
+    `exact_from`/`exact_to` bound the prices for which a snapshot is complete; null: no bound.
     """
 
     update_type: Literal["snapshot", "delta"]

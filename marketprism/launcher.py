@@ -96,7 +96,6 @@ class Launcher:
         self._statuses: dict[str, str] = {}
         self._exposition = Exposition(shared, LiveMetrics(lambda: self._state(self._judge())))
         self._version = _version()
-        self._health_log = logs.RateLimitedLog(log)
         self._workers = [Worker(spec, sinks) for spec in _specs(options)]
 
     async def run(self, health_socket: socket.socket, metrics_socket: socket.socket) -> int:
@@ -203,7 +202,6 @@ class Launcher:
             worker.sample(self._table)
 
     def _look_at_health(self) -> None:
-        self._health_log.flush()
         if self._stop.is_set():
             return
         readings = self._shared.read()
@@ -219,9 +217,7 @@ class Launcher:
         level = {"healthy": logging.INFO, "degraded": logging.WARNING}.get(now, logging.ERROR)
         was = f" (was {before})" if before else ""
         why = f": {', '.join(reasons)}" if reasons else ""
-        self._health_log.log(
-            level, f"{exchange} {now}", "%s is %s%s%s", exchange, now, was, why, event="health"
-        )
+        log.log(level, "%s is %s%s%s", exchange, now, was, why, extra={"event": "health"})
 
     def _judge(self) -> health.Health:
         views = [worker.view() for worker in self._workers]

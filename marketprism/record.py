@@ -53,6 +53,7 @@ async def run(
     waiting = asyncio.create_task(stopping.wait())
     await asyncio.wait([running, waiting], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     failed = running.done()
+    collector.stop()
     running.cancel()
     waiting.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -370,8 +370,14 @@ class Deribit(Venue):
                 out=out,
                 seq=row.seq,
             )
-            if new and row.liquidation and self.options.wants("liquidation"):
+            if new and row.liquidation and self._liquidation_wanted(row.instrument):
                 self._publish_liquidation(market.instrument, row, now_ns, out)
+
+    def _liquidation_wanted(self, instrument_id: str) -> bool:
+        wanted = self.options.liquidation_symbols
+        return self.options.wants("liquidation") and (
+            not wanted or instrument_id in {_resolve(s) for s in wanted}
+        )
 
     def _publish_liquidation(self, i: Instrument, row: _Trade, now_ns: int, out: Out) -> None:
         """The taker's order where the taker was liquidated, else the maker's, on the other side."""

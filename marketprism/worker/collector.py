@@ -14,7 +14,7 @@ from marketprism.venues import VENUES
 from marketprism.venues.base import Fetch, Note, Out, Reconnect, Send
 from marketprism.worker.feed import Feed
 from marketprism.worker.options import venue_options
-from marketprism.worker.poller import Poller
+from marketprism.worker.poller import TIMEOUT_S, Poller
 from marketprism.worker.recorder import Recorder
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,15 @@ class Collector:
     ) -> None:
         """`read_ns`: `time.perf_counter_ns()` when the socket was read. `flush()`: all of one read was emitted."""
         self.venue = VENUES[exchange.name](venue_options(exchange))
+        book = exchange.orderbook
+        # A polled book that comes late is of no use; one that a live book waits for is.
+        depth_timeout_s = book.request_timeout_s if book.method == "snapshot" else TIMEOUT_S
         self.poller = Poller(
-            exchange.base_url, self.venue.budgets, self, depth_base_url=exchange.orderbook.rest_base
+            exchange.base_url,
+            self.venue.budgets,
+            self,
+            depth_base_url=book.rest_base,
+            depth_timeout_s=depth_timeout_s,
         )
         self.feeds: dict[str, Feed] = {}
         self.frames = 0

@@ -158,7 +158,7 @@ class Feed:
                 now = time.monotonic()
                 if now - began >= HEALTHY_S:
                     backoff_s, failing_since = FIRST_BACKOFF_S, None
-                failing_since = began if failing_since is None else failing_since
+                failing_since = now if failing_since is None else failing_since
                 self.reconnections += 1
                 self._log.warning(
                     "lost",

@@ -65,11 +65,13 @@ class Poller:
         clock: Callable[[], float] = time.monotonic,
         *,
         depth_base_url: str | None = None,
+        depth_timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """`depth_base_url`: another host for whole books (`orderbook.rest_base`)."""
+        """`depth_base_url`, `depth_timeout_s`: another host, and another patience, for whole books."""
         self.requests: dict[str, int] = {}  # by outcome
         self._base_url = base_url.rstrip("/")
         self._depth_base_url = (depth_base_url or base_url).rstrip("/")
+        self._depth_timeout = aiohttp.ClientTimeout(total=depth_timeout_s)
         self._driver = driver
         self._clock = clock
         self._meters = {b.name: Meter(b) for b in budgets}
@@ -155,7 +157,8 @@ class Poller:
         url = (self._depth_base_url if fetch.kind == "depth" else self._base_url) + fetch.path
         status, body = 0, b""
         try:
-            async with session.get(url) as response:
+            timeout = self._depth_timeout if fetch.kind == "depth" else session.timeout
+            async with session.get(url, timeout=timeout) as response:
                 status, body = response.status, await response.read()
                 if status in STAND_DOWN_S:
                     self._stand_down(status, response.headers.get("Retry-After", ""))

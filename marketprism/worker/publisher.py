@@ -394,7 +394,8 @@ class Publisher:
         if self._down_since is not None:
             away_s = time.monotonic() - self._down_since
             self._down_since = None
-            log.info("NATS takes messages again after %.1f s, %d to go", away_s, self.unacknowledged)
+            text = "NATS takes messages again after %.1f s, %d to go"
+            log.info(text, away_s, self.unacknowledged, extra={"event": "nats"})
 
     def _trouble(self, kind: str, text: str) -> None:
         """Count a problem and log it, once a kind and minute."""

@@ -116,15 +116,19 @@ class Worker:
 
     def _tell(self, gap: Gap) -> None:
         self._gaps[gap.affected_data_type, gap.cause] += 1
+        known = (
+            ("after id", gap.last_id_before),
+            ("before id", gap.first_id_after),
+            ("missing", gap.missing),
+            ("", gap.detail or None),
+        )
+        parts = [gap.cause, *(f"{name} {value}".strip() for name, value in known if value is not None)]
         self._log.warning(
             f"gap:{gap.instrument_id}:{gap.affected_data_type}",
-            "gap in %s of %s: %s, after id %s, before id %s %s",
+            "gap in %s of %s: %s",
             gap.affected_data_type,
             gap.instrument_id,
-            gap.cause,
-            gap.last_id_before,
-            gap.first_id_after,
-            gap.detail,
+            ", ".join(parts),
             event="gap",
             symbol=gap.symbol,
         )

@@ -372,6 +372,15 @@ def test_liquidation_flags() -> None:
     assert len(d.of(Trade)) == 4
 
 
+@pytest.mark.parametrize(("wanted", "told"), [((), 1), ((S,), 1), (("BTC",), 1), (("ETH-PERPETUAL",), 0)])
+def test_liquidations_of_wanted_symbols_only(wanted: tuple[str, ...], told: int) -> None:
+    d = deribit(liquidation_symbols=wanted)
+    d.open()
+    d.frame(trades(trade(1, liquidation="T")))
+    assert len(d.of(Liquidation)) == told
+    assert len(d.of(Trade)) == 1
+
+
 def test_liquidations_alone() -> None:
     d = deribit(types=["liquidation"])
     d.open()

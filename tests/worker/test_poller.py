@@ -169,3 +169,26 @@ def test_polls_come_again_and_skip_a_turn_while_under_way() -> None:
         await running(poller, check)
 
     asyncio.run(with_server(handler, work))
+
+
+def test_a_polled_book_that_comes_too_late_is_no_answer() -> None:
+    release = asyncio.Event()
+
+    async def handler(_: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response(text="{}")
+
+    async def work(url: str, answers: Answers) -> None:
+        poller = Poller(url, [Budget("ip", 100, 1)], answers, depth_timeout_s=0.1)
+        poller.ask(Fetch("depth", "A", "/depth"))
+        poller.ask(Fetch("trades", "A", "/trades"))
+
+        async def check() -> None:
+            await until(lambda: answers.all == [("depth", 0, b"")])
+            release.set()
+            await until(lambda: len(answers.all) == 2)
+
+        await running(poller, check)
+        assert answers.all[1] == ("trades", 200, b"{}")
+
+    asyncio.run(with_server(handler, work))
