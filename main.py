@@ -3,13 +3,15 @@
 import argparse
 import sys
 
-try:
-    from marketprism.cli import main
-except ModuleNotFoundError as missing:
-    sys.exit(f"main.py: {missing}. Run scripts/setup once, then: .venv/bin/python main.py --mode launcher")
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--mode", choices=["launcher"], default="launcher")
     options, rest = parser.parse_known_args()
-    sys.exit(main([options.mode, *rest]))
+    try:
+        from marketprism.cli import main
+
+        sys.exit(main([options.mode, *rest]))
+    except ModuleNotFoundError as missing:
+        sys.exit(
+            f"main.py: {missing}. Run scripts/setup once, then: .venv/bin/python main.py --mode launcher"
+        )

@@ -82,6 +82,14 @@ def test_setup_refuses_an_unknown_argument_in_one_line() -> None:
     assert refused.stderr == "setup: expected no argument or --dev, got: --devel\n"
 
 
+def test_main_py_without_the_packages_is_one_line() -> None:
+    # -S: no site-packages, as with a Python that scripts/setup has not prepared.
+    told = _run(sys.executable, "-S", "main.py", "--mode", "launcher")
+    assert told.returncode == 1
+    assert "Run scripts/setup once" in told.stderr
+    assert told.stderr.count("\n") == 1
+
+
 def test_main_py_refuses_an_unknown_mode() -> None:
     refused = _run(sys.executable, "main.py", "--mode", "collector")
     assert refused.returncode == 2
