@@ -338,29 +338,28 @@ class Simulator:
     # -- time ----------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
-        """Let each exchange take its step in turn, spread over the step: exchanges do not keep time together."""
         loop = asyncio.get_running_loop()
-        ports = list(self._ports.values())
-        turn_s = STEP_S / len(ports)
         origin = loop.time()
-        turns = 0
         while True:
-            due = int((loop.time() - origin) / turn_s)
-            missed = (due - turns) // len(ports) - _CATCH_UP_STEPS
-            if missed > 0:
-                self._skipped += missed
-                turns += missed * len(ports)
-            for turn in range(turns, due):
-                self._turn(ports[turn % len(ports)])
-            self._steps = due // len(ports) - self._skipped
-            turns = max(turns, due)
-            await asyncio.sleep(max(0.0, origin + (turns + 1) * turn_s - loop.time()))
+            due = int((loop.time() - origin) / STEP_S)
+            behind = due - self._steps - self._skipped
+            if behind > _CATCH_UP_STEPS:
+                self._skipped += behind - _CATCH_UP_STEPS
+                behind = _CATCH_UP_STEPS
+            for _ in range(behind):
+                self._step()
+            for port in self._ports.values():
+                port.flush()
+            next_s = origin + (self._steps + self._skipped + 1) * STEP_S
+            await asyncio.sleep(max(0.0, next_s - loop.time()))
 
-    def _turn(self, port: _Port) -> None:
-        port.step(self.now_ms())
-        port.flush()
-        if self._steps % 100 == 0:
-            port.ping_all(time.monotonic())
+    def _step(self) -> None:
+        self._steps += 1
+        now_ms = self.now_ms()
+        for port in self._ports.values():
+            port.step(now_ms)
+            if self._steps % 100 == 0:
+                port.ping_all(time.monotonic())
 
     # -- pages ---------------------------------------------------------------------------------------------
 
