@@ -130,7 +130,12 @@ def _path(args: argparse.Namespace) -> Path:
 
 
 def _load(args: argparse.Namespace) -> Config:
+    from marketprism import logs
+
     config = load(_path(args))
+    for secret in (config.settings.nats.password, config.settings.nats.token):
+        if secret:
+            logs.hide(secret)
     if config.warnings:
         print(
             f"{config.path}: {len(config.warnings)} warnings; see: marketprism check-config --config {config.path}",

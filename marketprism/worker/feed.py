@@ -121,10 +121,6 @@ class Feed:
         """Whether a connection is open."""
         return any(c.opened.is_set() for c in self._connections.values())
 
-    def owns(self, conn: str) -> bool:
-        """Whether this connection is one of this feed's."""
-        return conn in self._connections
-
     def send(self, conn: str, text: str) -> None:
         """Send on a connection; nothing where it is gone."""
         connection = self._connections.get(conn)

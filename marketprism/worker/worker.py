@@ -93,6 +93,8 @@ class Worker:
     async def _flush_regularly(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
+            if not self.publisher.alive:  # nothing would ever be published again: only a restart helps
+                raise RuntimeError("the publisher has ended")
             self.vitals.flush(self.figures())
             self._log.flush()
             self.collector.log.flush()

@@ -1,5 +1,6 @@
 """A worker as a process: limits, restarts, recording, a configuration that names what does not exist."""
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 from judge import judge
-from natsbox import nats_server
+from natsbox import nats_server, until
 from pipeline import ROOT, Pipeline, pipeline
 
+from marketprism.config import MemoryLimits, load
 from marketprism.simulator import SimulatorOptions
+from marketprism.worker.vitals import Memory
+from marketprism.worker.worker import Worker
 
 pytestmark = pytest.mark.skipif(nats_server() is None, reason="no nats-server: run scripts/setup")
 
@@ -129,3 +133,20 @@ def test_books_by_polling_as_the_earlier_system_did(tmp_path: Path) -> None:
         assert p.count("orderbook_delta.>") == 0
         books = [json.loads(b) for s, b in p.messages() if s.startswith("orderbook.")]
         assert all(len(b["bids"]) == 20 and b["ts_ms"] and b["last_update_id"] for b in books)
+
+
+def test_a_publisher_that_has_ended_ends_the_worker(tmp_path: Path) -> None:
+    with pipeline(tmp_path, SimulatorOptions(seed=28)) as p:
+        settings = load(p.config, environ={}).settings
+        limits = MemoryLimits(soft_mb=8000, hard_mb=9000)
+
+        async def run() -> None:
+            worker = Worker(settings, "okx_spot", Memory(limits))
+            task = asyncio.create_task(worker.run())
+            await until(lambda: worker.publisher.counters.acknowledged > 0, 20, "messages flow")
+            await worker.publisher.close()
+            with pytest.raises(ExceptionGroup) as failed:
+                await asyncio.wait_for(task, 10)
+            assert failed.group_contains(RuntimeError, match="the publisher has ended")
+
+        asyncio.run(run())
