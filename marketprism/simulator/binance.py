@@ -11,19 +11,11 @@ from typing import NamedTuple
 import msgspec
 
 from marketprism.simulator.binance_rest import BinanceRest, Flavor
-from marketprism.simulator.face import (
-    Connection,
-    Face,
-    MessageKind,
-    Outgoing,
-    Refused,
-    Reply,
-    World,
-    dump,
-    parse,
-)
+from marketprism.simulator.face import Face, Refused, Reply, World, dump, parse
+from marketprism.simulator.faults import Fault
 from marketprism.simulator.instruments import Instrument
 from marketprism.simulator.market import ASK, BID, SELL, Market, Order
+from marketprism.simulator.messages import Connection, MessageKind, Outgoing
 from marketprism.simulator.options import STEPS_PER_WINDOW
 from marketprism.simulator.series import Figures, funding_times_ms
 from marketprism.simulator.truth import BookLog, Ledger, LiquidationRecord, TradeLog, TradeRow
@@ -33,6 +25,7 @@ USDM = Flavor("/fapi/v1", 2400, incoming_per_s=10, ping_interval_s=180.0)
 
 _PUBLIC, _MARKET = "public", "market"
 _STREAMS_PER_CONNECTION = 1024
+_LIFE_MS = 24 * 3_600_000
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 _SPOT_DEPTHS = {"depth@100ms": 10, "depth": 100, "depth@1000ms": 100}
 _USDM_DEPTHS = {"depth@100ms": 10, "depth@0ms": 1, "depth": 25, "depth@500ms": 50}
@@ -98,6 +91,7 @@ class BinanceSymbol:
 class BinanceFace(Face):
     """Binance spot or USD-M futures; they differ by a Flavor and by what their messages hold."""
 
+    book_request = ("depth", "symbol")
     messages_per_order = 1.07  # fills
     connects = (300, 300_000)
 
@@ -110,6 +104,7 @@ class BinanceFace(Face):
         self.symbols: dict[str, BinanceSymbol] = {}
         for market in self.make_markets():
             self.symbols[market.instrument.id] = self._enter(market)
+        self.acts["binance_24h_cut"] = self._cut_soon
         self._rest = BinanceRest(self)
 
     def _enter(self, market: Market) -> BinanceSymbol:
@@ -136,7 +131,10 @@ class BinanceFace(Face):
             raise Refused(404, f"no websocket at {path}: expected /ws or /stream")
         if "timeUnit" in query:
             raise Refused(400, "timeUnit is not simulated: timestamps are milliseconds")
+        if not self.spot and self.faults.take("binance_wrong_route", self.worker):
+            route = "private"
         connection = self.open(f"{route}/{parts[0]}", now_ms)
+        connection.ends_ms = now_ms + _LIFE_MS
         for stream in [*parts[1:], *query.get("streams", "").split("/")]:
             if stream:
                 self._add(connection, stream)
@@ -225,8 +223,21 @@ class BinanceFace(Face):
             for depth in list(symbol.depths.values()):
                 if (self.steps + symbol.market.phase) % depth.every_steps == 0:
                     self._tell_depth(symbol, depth, now_ms)
+        if self.steps % STEPS_PER_WINDOW == 0:
+            self._end_old(now_ms)
         if not self.spot and self.steps % 100 == 0:
             self._each_second(now_ms)
+
+    def _end_old(self, now_ms: int) -> None:
+        for connection in self.connections:
+            if connection.ends_ms is not None and now_ms >= connection.ends_ms:
+                connection.ends_ms = None
+                connection.closing = (1001, "24 hours are over")
+
+    def _cut_soon(self, fault: Fault, now_ms: int) -> list[Outgoing]:
+        for connection in self.connections:
+            connection.ends_ms = now_ms + int(fault.seconds * 1000)
+        return []
 
     def _log_ops(self, symbol: BinanceSymbol) -> None:
         update_id = symbol.update_id
@@ -285,9 +296,15 @@ class BinanceFace(Face):
             symbol.market.lots,
         )
         sides: tuple[list[str], list[str]] = ([], [])
-        for key in sorted(depth.touched):
-            sides[key & 1].append(f'["{price(key >> 1)}","{quantity(lots(key))}"]')
-        if self.faults.take("cross", self.worker, symbol.instrument.id):
+        touched = depth.touched
+        if self.faults.busy and self.faults.take("orphan_deletes", self.worker, symbol.instrument.id):
+            touched = touched | dict.fromkeys(symbol.market.vacant(touched))
+        told = {key: lots(key) for key in touched}
+        if self.faults.busy and self.faults.take("wrong_level", self.worker, symbol.instrument.id):
+            told |= symbol.market.wrong_level()
+        for key in sorted(told):
+            sides[key & 1].append(f'["{price(key >> 1)}","{quantity(told[key])}"]')
+        if self.faults.busy and self.faults.take("cross", self.worker, symbol.instrument.id):
             sides[BID].append(f'["{price(symbol.market.best_ask + 3)}","{quantity(1000)}"]')
         return ",".join(sides[BID]), ",".join(sides[ASK])
 

@@ -27,6 +27,7 @@ _USDM_WEIGHTS = {"trades": 5, "historicalTrades": 20, "aggTrades": 20, "exchange
 _REFUSALS_BEFORE_BAN = 5
 _BAN_S = 120
 _FUTURES_DATA_PER_5_MIN = 1000
+_STALE_MESSAGES = 100  # of 100 ms each
 
 Query = Mapping[str, str]
 
@@ -86,6 +87,7 @@ class BinanceRest:
         self._flavor = face.flavor
         self._budget = _Budget(face.flavor.weight_per_minute)
         self._data_budget = _Budget(_FUTURES_DATA_PER_5_MIN)
+        self._wait_ms = self._wait_until_ms = self._banned_until_ms = 0
         self._handlers: dict[str, Callable[[Query, int], object]] = {
             "ping": lambda query, now_ms: {},
             "time": lambda query, now_ms: {"serverTime": now_ms},
@@ -111,8 +113,8 @@ class BinanceRest:
 
     def get(self, path: str, query: Query, now_ms: int) -> Reply:
         """The answer to one request."""
-        if self._face.faults.take("rate_limit", self._face.worker):
-            return Reply(429, dump({"code": -1003, "msg": "Too many requests."}), {"Retry-After": "1"})
+        if refusal := self._told_off(now_ms):
+            return refusal
         prefix, _, name = path.rpartition("/")
         try:
             if prefix == "/futures/data" and name in self._data and not self._face.spot:
@@ -123,6 +125,22 @@ class BinanceRest:
             return self._weighed(name, query, now_ms)
         except _BadRequest as bad:
             return Reply(400, dump({"code": bad.code, "msg": bad.text}))
+
+    def _told_off(self, now_ms: int) -> Reply | None:
+        """429 on demand; who does not wait as long as that said is banned for as long again: 418."""
+        faults, worker = self._face.faults, self._face.worker
+        if now_ms < self._wait_until_ms:
+            self._banned_until_ms = now_ms + self._wait_ms
+            self._wait_until_ms = 0
+        if now_ms < self._banned_until_ms:
+            return _too_many(418, self._banned_until_ms - now_ms)
+        if faults.take("rate_limit", worker):
+            return _too_many(429, 1000)
+        if fault := faults.take("rate_limit_ban", worker):
+            self._wait_ms = max(1000, int(fault.seconds * 1000))
+            self._wait_until_ms = now_ms + self._wait_ms
+            return _too_many(429, self._wait_ms)
+        return None
 
     def _weighed(self, name: str, query: Query, now_ms: int) -> Reply:
         refusal = self._budget.spend(self._weight(name, query), now_ms)
@@ -177,7 +195,14 @@ class BinanceRest:
         }
 
     def _served_id(self, symbol: "BinanceSymbol") -> int:
+        faults, where, name = self._face.faults, self._face.worker, symbol.instrument.id
+        if faults.take("binance_rest_stale", where, name):
+            return symbol.ledger.book.stale_id(_STALE_MESSAGES)
         chance = self._face.rng.random()
+        if faults.take("binance_rest_at_edge", where, name):
+            chance = 0.0
+        elif faults.take("binance_rest_inside", where, name):
+            chance = 0.7
         if chance < 0.5:
             return symbol.ledger.book.recent_id(0)  # the next diff has U == L + 1 (USD-M: pu == L, or u == L)
         if chance < 0.8:
@@ -305,6 +330,11 @@ class BinanceRest:
         value = symbol.figures.open_interest_usd.at(at_ms)
         base = value / symbol.market.fair
         return {"sumOpenInterest": f"{base:.8f}", "sumOpenInterestValue": f"{value:.8f}"}
+
+
+def _too_many(status: int, wait_ms: int) -> Reply:
+    wait_s = -(-wait_ms // 1000)
+    return Reply(status, dump({"code": -1003, "msg": "Too many requests."}), {"Retry-After": str(wait_s)})
 
 
 def _ratio_row(ratio: float) -> dict[str, str]:

@@ -3,16 +3,19 @@
 Sources: Deribit API v2 documentation (public methods, subscriptions); captured frames.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
 from marketprism.simulator.deribit_rpc import MarketData, RpcError
-from marketprism.simulator.deribit_text import amount_text, number_text
-from marketprism.simulator.face import Connection, Face, Outgoing, Refused, Reply, World, dump, parse
+from marketprism.simulator.deribit_text import amount_text, exponents_of, number_text
+from marketprism.simulator.face import Face, Refused, Reply, World, dump, parse
+from marketprism.simulator.faults import Fault
 from marketprism.simulator.instruments import Instrument
 from marketprism.simulator.market import ASK, BID, SELL, Market, Order
+from marketprism.simulator.messages import Connection, Outgoing
 from marketprism.simulator.options import STEPS_PER_WINDOW
 from marketprism.simulator.series import Figures, Wave
 from marketprism.simulator.truth import BookLog, Ledger, Levels, LiquidationRecord, TradeLog, TradeRow
@@ -27,6 +30,7 @@ _INSTRUMENTS_COST = 10_000
 _REFILL_PER_MS = 10.0
 _CHANNELS_PER_CALL = 500
 _OPEN_CONNECTIONS = 32
+_TEST_REQUEST = '{"params":{"type":"test_request"},"method":"heartbeat","jsonrpc":"2.0"}'
 
 
 @dataclass(slots=True)
@@ -44,7 +48,7 @@ class Credits:
 
     def spend(self, cost: float, now_ms: int) -> bool:
         """False if there is not enough left."""
-        self.left = min(self.pool, self.left + (now_ms - self.at_ms) * _REFILL_PER_MS)
+        self.left = min(self.pool, self.left + max(0, now_ms - self.at_ms) * _REFILL_PER_MS)
         self.at_ms = now_ms
         if self.left < cost:
             return False
@@ -61,6 +65,7 @@ class _Client:
     heartbeat_ms: int = 0
     next_test_ms: int = 0
     answer_by_ms: int = 0
+    deaf: bool = False  # answers to test_request are lost
 
 
 @dataclass(slots=True)
@@ -102,6 +107,7 @@ class DeribitInstrument:
 class DeribitFace(Face):
     """Deribit: one endpoint for everything public."""
 
+    book_request = ("public/get_order_book", "instrument_name")
     connects = (1000, 1000)  # bounded by how many are open, not by how fast they come
 
     def __init__(self, worker: str, world: World) -> None:
@@ -118,6 +124,8 @@ class DeribitFace(Face):
         self._clients: dict[Connection, _Client] = {}
         self._rest_credits: Credits | None = None
         self._data = MarketData(self)
+        self.acts["deribit_heartbeat_close"] = self._lose_heartbeats
+        self.acts["deribit_id_jump"] = self._jump
 
     def _enter(self, market: Market) -> DeribitInstrument:
         state = {tick * 2 + side.side: lots for side in market.ladders for tick, lots in side.lots.items()}
@@ -190,7 +198,7 @@ class DeribitFace(Face):
             for topic in list(connection.topics):
                 self.unsubscribe(connection, topic)
             return "ok", []
-        if method == "public/test":
+        if method == "public/test" and not client.deaf:
             client.answer_by_ms = 0
         return self._data.call(method, parameters, now_ms), []
 
@@ -216,7 +224,9 @@ class DeribitFace(Face):
             raise RpcError(10028, "too_many_requests")
         if method == "public/unsubscribe":
             return [one for one in channels if self.unsubscribe(connection, one)], []
-        if any(one.endswith(".raw") for one in channels):
+        if any(one.endswith(".raw") for one in channels) or self.faults.take(
+            "deribit_error_13778", self.worker
+        ):
             raise RpcError(13778, "raw_subscriptions_not_available_for_unauthorized")
         return self._subscribe_all(connection, channels, now_ms)
 
@@ -224,7 +234,9 @@ class DeribitFace(Face):
         self, connection: Connection, channels: list[str], now_ms: int
     ) -> tuple[list[str], list[Outgoing]]:
         """Unknown channels are left out in silence; a channel already held is acked and sends nothing new."""
-        accepted = [one for one in dict.fromkeys(channels) if self._exists(one)]
+        accepted = [
+            one for one in dict.fromkeys(channels) if self._exists(one) and not self._passed_over(one)
+        ]
         pushed: list[Outgoing] = []
         for channel in accepted:
             if channel not in connection.topics:
@@ -232,6 +244,10 @@ class DeribitFace(Face):
                 pushed += self._first(connection, channel, now_ms)
         self.rng.shuffle(accepted)
         return accepted, pushed
+
+    def _passed_over(self, channel: str) -> bool:
+        name = channel.partition(".")[2].partition(".")[0]
+        return self.faults.take("deribit_ack_subset", self.worker, name) is not None
 
     def _exists(self, channel: str) -> bool:
         match channel.split("."):
@@ -250,11 +266,12 @@ class DeribitFace(Face):
         if kind != "book":
             return []
         one, interval = self.listed[rest[0]], rest[1]
+        held = self.faults.take("deribit_no_snapshot", self.worker, one.instrument.id)
         if interval not in one.channels:
             one.channels[interval] = BookChannel(interval, one.book.change_id, dict(one.book.state))
         book = one.channels[interval]
         text = self._book_text(one, book, "snapshot", dict.fromkeys(book.state, "new"), None, now_ms)
-        return [self.reply(connection, text)]
+        return [] if held else [self.snapshot(connection, text, one.instrument.id)]
 
     # -- time passes ---------------------------------------------------------------------------------------
 
@@ -344,13 +361,23 @@ class DeribitFace(Face):
     ) -> str:
         instrument = one.instrument
         sides: tuple[list[str], list[str]] = ([], [])
+        price: Callable[[int], str] = instrument.price_text
+        amount: Callable[[int, int], str] = partial(amount_text, instrument)
+        struck = action == "change" and self.faults.busy
+        if struck and self.faults.take("orphan_deletes", self.worker, instrument.id):
+            vacant = one.market.vacant(actions.keys() | book.state.keys())
+            actions = actions | dict.fromkeys(vacant, "delete")
+        if struck and self.faults.active("deribit_exponents", self.worker, instrument.id):
+            price, amount = exponents_of(instrument)
+        lots = book.state
+        if struck and self.faults.take("wrong_level", self.worker, instrument.id):
+            wrong = one.market.wrong_level()
+            lots, actions = lots | wrong, dict.fromkeys(wrong, "change") | actions
         for key in sorted(actions):
-            lots = book.state.get(key, 0)
-            level = f"{instrument.price_text(key >> 1)},{amount_text(instrument, key, lots)}"
+            level = f"{price(key >> 1)},{amount(key, lots.get(key, 0))}"
             sides[key & 1].append(f'["{actions[key]}",{level}]')
-        if action == "change" and self.faults.take("cross", self.worker, instrument.id):
-            price = instrument.price_text(one.market.best_ask + 3)
-            sides[BID].append(f'["new",{price},{amount_text(instrument, 0, 1000)}]')
+        if struck and self.faults.take("cross", self.worker, instrument.id):
+            sides[BID].append(f'["new",{price(one.market.best_ask + 3)},{amount(0, 1000)}]')
         bids, asks = ",".join(reversed(sides[BID])), ",".join(sides[ASK])
         before = "" if previous is None else f',"prev_change_id":{previous}'
         head = f'{{"timestamp":{now_ms},"type":"{action}","change_id":{book.change_id}'
@@ -395,7 +422,8 @@ class DeribitFace(Face):
                 f'{{"volatility":{number_text(wave.at(now_ms))},"timestamp":{now_ms},"index_name":"{index}"}}'
             )
             self._push(f"deribit_volatility_index.{index}", data, None)
-        self._push("platform_state", '{"price_index":"btc_usd","locked":false}', None)
+        locked = "true" if self.faults.active("deribit_locked", self.worker) else "false"
+        self._push("platform_state", f'{{"price_index":"btc_usd","locked":{locked}}}', None)
         for connection, client in list(self._clients.items()):
             self._watch(connection, client, now_ms)
 
@@ -406,10 +434,18 @@ class DeribitFace(Face):
         elif client.heartbeat_ms and now_ms >= client.next_test_ms:
             client.next_test_ms = now_ms + client.heartbeat_ms
             client.answer_by_ms = client.answer_by_ms or now_ms + _HEARTBEAT_GRACE_MS
-            text = '{"params":{"type":"test_request"},"method":"heartbeat","jsonrpc":"2.0"}'
-            self._outgoing.append(self.reply(connection, text))
+            self._outgoing.append(self.reply(connection, _TEST_REQUEST))
         elif not connection.topics and now_ms - connection.last_in_ms > _IDLE_MS:
             connection.closing = (0, "idle")
+
+    def _lose_heartbeats(self, fault: Fault, now_ms: int) -> list[Outgoing]:
+        for client in self._clients.values():
+            client.deaf, client.answer_by_ms = True, now_ms + int(fault.seconds * 1000)
+        return [self.reply(connection, _TEST_REQUEST) for connection in self._clients]
+
+    def _jump(self, fault: Fault, now_ms: int) -> list[Outgoing]:
+        self._change_id += 10**9
+        return []
 
     # -- REST ----------------------------------------------------------------------------------------------
 

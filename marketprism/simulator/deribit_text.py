@@ -1,5 +1,8 @@
 """How Deribit writes numbers: JSON floats, now and then with an exponent."""
 
+from collections.abc import Callable
+from decimal import Decimal
+
 from marketprism.simulator.instruments import Instrument
 
 
@@ -12,6 +15,23 @@ def amount_text(instrument: Instrument, key: int, lots: int) -> str:
     if whole.isdigit() and len(whole) > 3 and whole.endswith("00") and (key * 31 + lots) % 5 == 0:
         return _exponent(whole)
     return text
+
+
+def exponents_of(instrument: Instrument) -> tuple[Callable[[int], str], Callable[[int, int], str]]:
+    """How prices (by tick) and amounts (by key and lots) are written with exponents: 8.42005e+04, 1e-05."""
+
+    def price(tick: int) -> str:
+        return _scientific(instrument.ticks.number(tick))
+
+    def amount(key: int, lots: int) -> str:
+        return _scientific(instrument.lots.number(lots)) if lots else "0.0"
+
+    return price, amount
+
+
+def _scientific(text: str) -> str:
+    mantissa, exponent = f"{Decimal(text).normalize():e}".split("e")
+    return f"{mantissa}e{exponent[0]}{exponent[1:]:0>2}"
 
 
 def number_text(value: float) -> str:

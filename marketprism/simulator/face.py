@@ -7,18 +7,18 @@ tests drive a face without either.
 import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
+from marketprism.simulator.board import FaultBoard
+from marketprism.simulator.faults import Fault
 from marketprism.simulator.instruments import Instrument, instrument
 from marketprism.simulator.market import Market, Pace, Underlyings
-from marketprism.simulator.options import STEPS_PER_WINDOW, SimulatorOptions
+from marketprism.simulator.messages import Connection, MessageKind, Outgoing
+from marketprism.simulator.options import STEP_S, STEPS_PER_WINDOW, SimulatorOptions
 from marketprism.simulator.truth import Truth
-
-MessageKind = Literal["book", "trade", "other", "reply"]
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer, not an error of ours
@@ -30,35 +30,6 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not an error of ours
         self.body = body
 
 
-@dataclass(eq=False, slots=True)
-class Connection:
-    """One client's websocket as a face sees it. `closing` is set when the exchange hangs up; code 0 aborts."""
-
-    path: str
-    opened_ms: int
-    number: int
-    topics: dict[str, None] = field(default_factory=dict)
-    incoming_ms: deque[int] = field(default_factory=deque)
-    last_in_ms: int = 0
-    last_out_ms: int = 0
-    closing: tuple[int, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One message to all of `connections`; its text is built once."""
-
-    connections: tuple[Connection, ...]
-    text: str
-    kind: MessageKind
-    worker: str
-    instrument: str | None = None
-
-    def to(self, connections: Iterable[Connection]) -> "Outgoing":
-        """The same message to others."""
-        return replace(self, connections=tuple(connections))
-
-
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One REST answer."""
@@ -68,20 +39,13 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class Faults(Protocol):
-    """What a face asks about faults."""
-
-    def take(self, name: str, worker: str, instrument: str | None = None) -> bool:
-        """True, once, if this fault is armed."""
-
-
 @dataclass(frozen=True, slots=True)
 class World:
     """What the faces of one run share."""
 
     options: SimulatorOptions
     truth: Truth
-    faults: Faults
+    faults: FaultBoard
     underlyings: Underlyings
 
 
@@ -95,9 +59,18 @@ def parse(text: str) -> object:
     return msgspec.json.decode(text)
 
 
+def forget(recent: deque[int], now_ms: int, within_ms: int) -> None:
+    """Drop the moments longer ago than that, and those that a clock set back has put into the future."""
+    while recent and not now_ms - within_ms < recent[0] <= now_ms:
+        recent.popleft()
+
+
 class Face(ABC):
     """One exchange as one worker sees it."""
 
+    book_request: tuple[
+        str, str
+    ]  # the end of the REST path that serves a book, and its key for the instrument
     messages_per_order = 1.0
     ping_interval_s: float | None = None
     connects: tuple[int, int]  # at most so many new connections in so many ms
@@ -110,6 +83,11 @@ class Face(ABC):
         self.underlyings = world.underlyings
         self.rng = random.Random(f"{world.options.seed}/face/{worker}")
         self.instruments: dict[str, Instrument] = {}
+        self.markets: dict[str, Market] = {}
+        self.acts: dict[str, Callable[[Fault, int], list[Outgoing]]] = {
+            "notice": lambda fault, now_ms: self.notice(now_ms),
+            "price_run": self._run_prices,
+        }
         self.connections: dict[Connection, None] = {}
         self.subscribers: dict[str, dict[Connection, None]] = {}
         self.steps = 0
@@ -123,10 +101,11 @@ class Face(ABC):
         pace = Pace.of(self.options.rate, len(names), self.messages_per_order)
         self.instruments = {name: instrument(self.worker, name) for name in names}
         seed = self.options.seed
-        return [
-            Market(seed, one, self.underlyings, pace, index * 3 % STEPS_PER_WINDOW)
-            for index, one in enumerate(self.instruments.values())
-        ]
+        self.markets = {
+            name: Market(seed, one, self.underlyings, pace, index * 3 % STEPS_PER_WINDOW)
+            for index, (name, one) in enumerate(self.instruments.items())
+        }
+        return list(self.markets.values())
 
     # -- what the server calls -----------------------------------------------------------------------------
 
@@ -161,24 +140,33 @@ class Face(ABC):
     def notice(self, now_ms: int) -> list[Outgoing]:
         """The exchange's way to announce maintenance."""
 
+    def act(self, fault: Fault, now_ms: int) -> list[Outgoing]:
+        """Let one of the faults in `acts` happen at once; what is to be sent."""
+        return self.acts[fault.name](fault, now_ms)
+
     def disconnect(self, connection: Connection) -> None:
-        """The websocket is gone."""
+        """The websocket is gone; being told twice is all right."""
         for topic in list(connection.topics):
             self.unsubscribe(connection, topic)
         self.connections.pop(connection, None)
+
+    def _run_prices(self, fault: Fault, now_ms: int) -> list[Outgoing]:
+        for name, market in self.markets.items():
+            if fault.instrument in (None, name):
+                market.run(max(1, int(fault.seconds / STEP_S)))
+        return []
 
     # -- for the faces -------------------------------------------------------------------------------------
 
     def open(self, path: str, now_ms: int) -> Connection:
         """A new connection. Raises Refused with 429 when they come too fast."""
         count, within_ms = self.connects
-        while self._opened_ms and self._opened_ms[0] <= now_ms - within_ms:
-            self._opened_ms.popleft()
+        forget(self._opened_ms, now_ms, within_ms)
         if len(self._opened_ms) >= count:
             raise Refused(429, f"more than {count} connections in {within_ms / 1000:g} s")
         self._opened_ms.append(now_ms)
         self._opened += 1
-        connection = Connection(path, now_ms, self._opened, last_in_ms=now_ms, last_out_ms=now_ms)
+        connection = Connection(path, self._opened, last_in_ms=now_ms, last_out_ms=now_ms)
         self.connections[connection] = None
         return connection
 
@@ -201,17 +189,20 @@ class Face(ABC):
         """Send a text to everyone subscribed to the topic."""
         listeners = self.subscribers.get(topic)
         if listeners:
-            self._outgoing.append(Outgoing(tuple(listeners), text, kind, self.worker, instrument))
+            self._outgoing.append(Outgoing(tuple(listeners), text, kind, self.worker, instrument, topic))
 
     def reply(self, connection: Connection, text: str) -> Outgoing:
         """A message to one connection."""
         return Outgoing((connection,), text, "reply", self.worker)
 
+    def snapshot(self, connection: Connection, text: str, instrument: str) -> Outgoing:
+        """A whole book to one connection."""
+        return Outgoing((connection,), text, "snapshot", self.worker, instrument)
+
     def too_many(self, connection: Connection, now_ms: int, limit: int) -> bool:
         """Count one incoming message; True when there were more than `limit` in the last second."""
         connection.last_in_ms = now_ms
         recent = connection.incoming_ms
+        forget(recent, now_ms, 1000)
         recent.append(now_ms)
-        while recent[0] <= now_ms - 1000:
-            recent.popleft()
         return len(recent) > limit

@@ -6,6 +6,7 @@ integer lots. Never crossed, never locked, never one-sided.
 
 import random
 from bisect import bisect_left, insort
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ _VOLATILITY_PER_STEP = 1.0e-5  # about 55 % a year at 10 ms steps
 _REGIMES = ((0.35, 0.0, 5000), (1.0, 0.0, 4000), (1.1, 4e-7, 3000), (1.1, -4e-7, 3000), (2.6, 0.0, 1200))
 _LIQUIDATION_EVERY_STEPS = 1500
 _SWEEP_LEVELS = 20
+_REACH = 1.3  # how far the levels of a side reach, over their number times the usual gap between them
 _CHURN_PER_STEP = 1.0
 _CHURN_PER_ORDER = 0.25
 
@@ -164,8 +166,9 @@ class Market:
         big = instrument.start_price * asset_usd(instrument.quote) > 1000.0
         self._level_lots = max(4.0, (40_000.0 if big else 8_000.0) / instrument.lot_usd())
         self._order_lots = max(1.5, (400.0 if big else 90.0) / instrument.lot_usd())
-        self._basis = 1.0 + self._rng.uniform(-1.5e-4, 1.5e-4)
+        self._home = self._basis = 1.0 + self._rng.uniform(-1.5e-4, 1.5e-4)
         self._step = 0
+        self._run_left, self._run_factor, self._away = 0, 1.0, False
         self._intensity = 0.0
         self._liquidation_in = self._rng.expovariate(1.0 / _LIQUIDATION_EVERY_STEPS)
         self._build()
@@ -184,6 +187,21 @@ class Market:
         """The lots resting at a key (tick * 2 + side) now."""
         return self.ladders[key & 1].lots.get(key >> 1, 0)
 
+    def vacant(self, spoken_of: Container[int]) -> tuple[int, int]:
+        """The keys of the levels nearest the touch, a bid and an ask, that are empty and not spoken of."""
+        bids, asks = self.ladders
+        bid, ask = bids.best, asks.best
+        while bid in bids.lots or bid * 2 + BID in spoken_of:
+            bid -= 1
+        while ask in asks.lots or ask * 2 + ASK in spoken_of:
+            ask += 1
+        return bid * 2 + BID, ask * 2 + ASK
+
+    def wrong_level(self) -> dict[int, int]:
+        """The third best bid by key, with lots it does not have."""
+        tick = self.ladders[BID].rank(2)
+        return {tick * 2 + BID: 2 * self.ladders[BID].lots[tick] + 1}
+
     def step(self) -> None:
         """Let one step pass."""
         self.ops = []
@@ -192,10 +210,20 @@ class Market:
             active = self._rng.random() < self.pace.active
             self._intensity = 0.5 + self._rng.random() if active else 0.0
         self._step += 1
+        if self._run_left:
+            self._run_left -= 1
+            self._basis *= self._run_factor
         instrument = self.instrument
         self.fair = self._underlyings.fair(instrument.base, instrument.quote, self._step) * self._basis
         if self._intensity:
             self._move()
+
+    def run(self, steps: int) -> None:
+        """Let the price travel, within so many steps, past all levels of the book; the next run brings it back."""
+        distance = 2.0 * _REACH * self.instrument.levels * self._gap * self.instrument.ticks.size
+        goal = self._home if self._away else self._home * (1.0 + distance / self.instrument.start_price)
+        self._away = not self._away
+        self._run_left, self._run_factor = steps, (goal / self._basis) ** (1.0 / steps)
 
     def _move(self) -> None:
         fair_tick = self.fair / self.instrument.ticks.size
@@ -290,7 +318,7 @@ class Market:
     def _balance(self, ladder: Ladder) -> None:
         """Levels come and go over the whole depth, so that its shape stays as the price travels."""
         away = 1 if ladder.side == ASK else -1
-        reach = 1.3 * self.instrument.levels * self._gap
+        reach = _REACH * self.instrument.levels * self._gap
         if (ladder.worst - ladder.best) * away > reach * 1.2 or len(
             ladder.ticks
         ) > self.instrument.levels * 1.1:

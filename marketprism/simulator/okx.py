@@ -9,9 +9,11 @@ from itertools import groupby
 
 import msgspec
 
-from marketprism.simulator.face import Connection, Face, Outgoing, Refused, Reply, World, dump, parse
+from marketprism.simulator.face import Face, Refused, Reply, World, dump, parse
+from marketprism.simulator.faults import Fault
 from marketprism.simulator.instruments import Instrument
 from marketprism.simulator.market import ASK, BID, SELL, Market, Order
+from marketprism.simulator.messages import Connection, Outgoing
 from marketprism.simulator.okx_rest import OkxRest
 from marketprism.simulator.okx_text import checksum_of, level_texts, push, trade_fields
 from marketprism.simulator.options import STEPS_PER_WINDOW
@@ -25,6 +27,7 @@ _IDLE_MS = 30_000
 _KEEPALIVE_MS = 60_000
 _LOGIN_CHANNELS = ("books-l2-tbt", "books50-l2-tbt")
 _BOTH = ("books", "books5", "bbo-tbt", "trades")
+_SHORT = {"books5": 5, "bbo-tbt": 1}  # channel → levels a side
 _SWAP_ONLY = ("funding-rate", "open-interest", "mark-price")
 _FIRST_RESET_ID = 1_000_000_000
 
@@ -71,15 +74,17 @@ class OkxInstrument:
 def window_of(market: Market) -> Levels:
     """The best 400 levels a side of a market, lots by key."""
     bids, asks = market.ladders
-    window = {tick * 2 + BID: bids.lots[tick] for tick in bids.top(WINDOW_LEVELS)}
+    bid_lots, ask_lots = bids.lots, asks.lots
+    window = {tick * 2 + BID: bid_lots[tick] for tick in bids.top(WINDOW_LEVELS)}
     for tick in asks.top(WINDOW_LEVELS):
-        window[tick * 2 + ASK] = asks.lots[tick]
+        window[tick * 2 + ASK] = ask_lots[tick]
     return window
 
 
 def changes(old: Levels, new: Levels) -> Levels:
     """What turns the old levels into the new: lots by key, 0 for a level that left."""
-    changed = {key: lots for key, lots in new.items() if old.get(key) != lots}
+    known = old.get
+    changed = {key: lots for key, lots in new.items() if known(key) != lots}
     for key in old.keys() - new.keys():
         changed[key] = 0
     return changed
@@ -88,6 +93,7 @@ def changes(old: Levels, new: Levels) -> Levels:
 class OkxFace(Face):
     """OKX: one public websocket endpoint for books, trades and public data."""
 
+    book_request = ("market/books", "instId")
     messages_per_order = 1.01  # aggregated trades
     connects = (3, 1000)
 
@@ -100,6 +106,8 @@ class OkxFace(Face):
         self.indexes = {one.index_id: one for one in self.listed.values()}
         self._operations: dict[Connection, list[int]] = {}
         self._rest = OkxRest(self)
+        self.acts["okx_keepalive"] = self._keep_alive
+        self.acts["okx_operations_spent"] = self._spend_operations
         self._timers: list[tuple[int, str, Callable[[OkxInstrument, int], dict[str, str]]]] = [
             (20, "mark-price", self.mark_row),
             (300, "open-interest", self.interest_row),
@@ -135,10 +143,14 @@ class OkxFace(Face):
         """The text `ping`, or subscribe and unsubscribe; one answer per argument."""
         connection.last_in_ms = now_ms
         if text == "ping":
-            return [self.reply(connection, "pong")]
+            return [] if self.faults.take("okx_no_pong", self.worker) else [self.reply(connection, "pong")]
         request = self._request(text)
         if request is None:
             return [self._error(connection, "60012", f"Invalid request: {text[:200]}")]
+        if self.faults.take("okx_error_60012", self.worker):
+            return [self._error(connection, "60012", f"Invalid request: {text[:200]}")]
+        if self.faults.take("okx_error_60011", self.worker):
+            return [self._error(connection, "60011", "Please log in")]
         operation, arguments = request
         if not self._allowed(connection, now_ms):
             return [self._error(connection, "60014", "Requests too frequent")]
@@ -205,13 +217,26 @@ class OkxFace(Face):
         one = self.listed.get(argument.get("instId", ""))
         if one is None:
             return []
-        if channel == "books" and self.options.okx_snapshot:
+        if channel == "books" and self._sends_snapshot(one):
             text = self._book_text(one, "snapshot", one.published, -1, one.seq_id, connection.last_in_ms)
+            return [self.snapshot(connection, text, one.instrument.id)]
+        if channel in _SHORT:
+            text = self._short_text(one, channel, self.snapshot_id(one), connection.last_in_ms)
             return [self.reply(connection, text)]
         for _, name, row in self._timers:
             if name == channel:
                 data = push(channel, one.instrument.id, dump(row(one, connection.last_in_ms)))
                 return [self.reply(connection, data)]
+        return []
+
+    def _sends_snapshot(self, one: OkxInstrument) -> bool:
+        return self.options.okx_snapshot and not self.faults.active(
+            "okx_no_snapshot", self.worker, one.instrument.id
+        )
+
+    def _spend_operations(self, fault: Fault, now_ms: int) -> list[Outgoing]:
+        for done in self._operations.values():
+            done[:] = [now_ms] * _OPERATIONS_PER_HOUR
         return []
 
     # -- time passes ---------------------------------------------------------------------------------------
@@ -223,11 +248,12 @@ class OkxFace(Face):
             market.step()
             for order in market.orders:
                 self._tell_order(one, order, now_ms)
-            if market.ops:
-                one.touched = True
-                self._tell_top(one, now_ms)
+            moved = bool(market.ops)
+            one.touched |= moved
             if (self.steps + one.market.phase) % STEPS_PER_WINDOW == 0:
                 self._tell_book(one, now_ms)
+            if moved:
+                self._tell_top(one, now_ms)
             self._tell_timers(one, now_ms)
         if self.steps % 100 == 0:
             self._drop_idle(now_ms)
@@ -269,24 +295,47 @@ class OkxFace(Face):
         if one.published_ms and now_ms - one.published_ms < _KEEPALIVE_MS:
             return
         if one.published_ms:
-            text = self._book_text(one, "update", {}, one.seq_id, one.seq_id, now_ms)
-            self.send(f"books {name}", text, "other", name)
+            self.send(f"books {name}", self._keepalive_text(one, now_ms), "other", name)
         one.published_ms = now_ms
+
+    def _keepalive_text(self, one: OkxInstrument, now_ms: int) -> str:
+        return self._book_text(one, "update", {}, one.seq_id, one.seq_id, now_ms)
+
+    def _keep_alive(self, fault: Fault, now_ms: int) -> list[Outgoing]:
+        told: list[Outgoing] = []
+        for name, one in self.listed.items():
+            listeners = tuple(self.subscribers.get(f"books {name}", ()))
+            if listeners and fault.instrument in (None, name):
+                text = self._keepalive_text(one, now_ms)
+                told.append(Outgoing(listeners, text, "other", self.worker, name))
+        return told
 
     def _tell_change(self, one: OkxInstrument, changed: Levels, window: Levels, now_ms: int) -> None:
         name, previous = one.instrument.id, one.seq_id
         one.seq_id = self._next_id(one)
-        one.note(one.seq_id)
-        one.noted.clear()
-        one.ledger.book.publish(one.seq_id, now_ms)
+        log = one.ledger.book
+        for key, lots in changed.items():
+            if log.state.get(key, 0) != lots:
+                log.add(one.seq_id, key, lots)
+        log.publish(one.seq_id, now_ms)
         one.published, one.published_ms = window, now_ms
         if f"books {name}" in self.subscribers:
-            if self.faults.take("cross", self.worker, name):
-                changed = changed | {(one.market.best_ask + 3) * 2 + BID: 1000}
+            if self.faults.busy:
+                changed = changed | self._faulty_levels(one, changed)
             text = self._book_text(one, "update", changed, previous, one.seq_id, now_ms)
             self.send(f"books {name}", text, "book", name)
         if f"books5 {name}" in self.subscribers:
-            self.send(f"books5 {name}", self._short_text(one, "books5", 5, now_ms), "other", name)
+            self.send(f"books5 {name}", self._short_text(one, "books5", one.seq_id, now_ms), "other", name)
+
+    def _faulty_levels(self, one: OkxInstrument, changed: Levels) -> Levels:
+        name, levels = one.instrument.id, Levels()
+        if self.faults.take("cross", self.worker, name):
+            levels[(one.market.best_ask + 3) * 2 + BID] = 1000
+        if self.faults.take("orphan_deletes", self.worker, name):
+            levels |= dict.fromkeys(one.market.vacant(changed), 0)
+        if self.faults.take("wrong_level", self.worker, name):
+            levels |= one.market.wrong_level()
+        return levels
 
     def _next_id(self, one: OkxInstrument) -> int:
         """The next seqId: some way on, or, after maintenance, a far smaller one."""
@@ -299,7 +348,7 @@ class OkxFace(Face):
         return max(one.seq_id + self.rng.randrange(7, 94), log.last_id + 1)
 
     def snapshot_id(self, one: OkxInstrument) -> int:
-        """An id for the book as it is in the middle of a window (REST)."""
+        """An id for the book as it is in the middle of a window: REST, `bbo-tbt`."""
         if not one.touched or not changes(one.ledger.book.state, one.window()):
             return one.ledger.book.last_id
         update_id = one.ledger.book.last_id + 1
@@ -317,19 +366,25 @@ class OkxFace(Face):
 
     def _checksum(self, one: OkxInstrument) -> str:
         """The field as it is since 2026-06-23 (always 0), left out, or as it was before (CRC32 of 25 levels)."""
-        if self.options.checksum == "absent":
+        how = self.options.checksum
+        if self.faults.active("okx_checksum_absent", self.worker, one.instrument.id):
+            how = "absent"
+        elif self.faults.active("okx_checksum_zero", self.worker, one.instrument.id):
+            how = "zero"
+        if how == "absent":
             return ""
-        if self.options.checksum == "zero":
+        if how == "zero":
             return ',"checksum":0'
         return f',"checksum":{checksum_of(one.instrument, one.published)}'
 
-    def _short_text(self, one: OkxInstrument, channel: str, count: int, now_ms: int) -> str:
+    def _short_text(self, one: OkxInstrument, channel: str, seq_id: int, now_ms: int) -> str:
         bids, asks = one.market.ladders
+        count = _SHORT[channel]
         levels = {tick * 2 + BID: bids.lots[tick] for tick in bids.top(count)}
         levels |= {tick * 2 + ASK: asks.lots[tick] for tick in asks.top(count)}
         ask_texts, bid_texts = level_texts(one.instrument, levels)
         name = one.instrument.id
-        body = f'"asks":[{ask_texts}],"bids":[{bid_texts}],"instId":"{name}","ts":"{now_ms}","seqId":{one.seq_id}'
+        body = f'"asks":[{ask_texts}],"bids":[{bid_texts}],"instId":"{name}","ts":"{now_ms}","seqId":{seq_id}'
         return push(channel, name, f"{{{body}}}")
 
     def _tell_top(self, one: OkxInstrument, now_ms: int) -> None:
@@ -340,7 +395,8 @@ class OkxFace(Face):
         top = (bids.best, bids.lots[bids.best], asks.best, asks.lots[asks.best])
         if top != one.top:
             one.top = top
-            self.send(f"bbo-tbt {name}", self._short_text(one, "bbo-tbt", 1, now_ms), "other", name)
+            text = self._short_text(one, "bbo-tbt", self.snapshot_id(one), now_ms)
+            self.send(f"bbo-tbt {name}", text, "other", name)
 
     # -- trades --------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from marketprism.simulator.face import Reply, dump
+from marketprism.simulator.face import Reply, dump, forget
 from marketprism.simulator.instruments import Instrument
 from marketprism.simulator.okx_text import orders_at
 from marketprism.simulator.series import Wave, funding_times_ms
@@ -103,8 +103,7 @@ class OkxRest:
         limit = _RATES.get(name, _RUBIK_RATE)
         bucket = name if name in _RATES else f"{name} {query.get('instId')}"
         recent = self._recent.setdefault(bucket, deque())
-        while recent and recent[0] <= now_ms - 2000:
-            recent.popleft()
+        forget(recent, now_ms, 2000)
         if len(recent) >= limit:
             return True
         recent.append(now_ms)

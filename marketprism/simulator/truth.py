@@ -72,37 +72,41 @@ def _unpack(packed: bytes, columns: int) -> list["array[int]"]:
     return unpacked
 
 
-def _columns(count: int) -> list["array[int]"]:
-    return [array("q") for _ in range(count)]
-
-
 class _Chunk:
     """Rows of integers whose first column never falls; packed once full."""
 
-    __slots__ = ("_open", "_packed", "_width", "first_id", "last_ms", "start")
+    __slots__ = ("_packed", "_rows", "_width", "first_id", "last_ms", "start")
 
     def __init__(self, first_id: int, width: int, start: bytes = b"") -> None:
         self.first_id = first_id
         self.start = start
         self.last_ms = 0
         self._width = width
-        self._open = _columns(width)
+        self._rows: list[tuple[int, ...]] = []
         self._packed = b""
 
     def add(self, row: tuple[int, ...]) -> int:
         """Add a row; returns how many there are."""
-        for column, value in zip(self._open, row, strict=True):
-            column.append(value)
-        return len(self._open[0])
+        self._rows.append(row)
+        return len(self._rows)
 
     def seal(self) -> None:
         """No more rows will come."""
-        self._packed = _pack(self._open)
-        self._open = []
+        self._packed = _pack(self.columns())
+        self._rows = []
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it is full."""
+        return bool(self._packed)
 
     def columns(self) -> list["array[int]"]:
         """The columns, unpacked if need be."""
-        return self._open or _unpack(self._packed, self._width)
+        if self._packed:
+            return _unpack(self._packed, self._width)
+        if not self._rows:
+            return [array("q") for _ in range(self._width)]
+        return [array("q", column) for column in zip(*self._rows, strict=True)]
 
 
 @dataclass(slots=True)
@@ -125,6 +129,7 @@ class BookLog:
         self._epochs: list[_Epoch] = []
         self._published_ids = array("q")
         self._published_ms = array("q")
+        self._reading: tuple[_Chunk | None, list[array[int]], int, Levels] = None, [], 0, {}
         self.reset(first_id)
 
     @property
@@ -168,18 +173,29 @@ class BookLog:
         known = self._published_ids
         return known[-min(back + 1, len(known))] if known else self.last_id
 
+    def stale_id(self, back: int) -> int:
+        """The id published `back` messages ago, or the one the log began with."""
+        known = len(self._published_ids) > back
+        return self.recent_id(back) if known else self._epochs[0].chunks[0].first_id
+
     def state_at(self, update_id: int) -> Levels:
         """The levels (lots by key) at an id. Raises KeyError, with the range kept, for an id not covered."""
         chunk = self._chunk_of(update_id)
-        keys, lots = _unpack(chunk.start, 2)
-        state = dict(zip(keys, lots, strict=True))
-        ids, keys, lots = chunk.columns()
-        for index in range(bisect_right(ids, update_id)):
+        before, columns, at, state = self._reading
+        if before is not chunk or not columns:
+            columns = chunk.columns()
+        ids, keys, lots = columns
+        end = bisect_right(ids, update_id)
+        if before is not chunk or at > end:
+            at, state = 0, dict(zip(*_unpack(chunk.start, 2), strict=True))
+        for index in range(at, end):
             if lots[index]:
                 state[keys[index]] = lots[index]
             else:
                 state.pop(keys[index], None)
-        return state
+        # Who asks for one id after the other need not begin anew.
+        self._reading = chunk, columns if chunk.sealed else [], end, state
+        return dict(state)
 
     def _new_chunk(self, first_id: int) -> _Chunk:
         return _Chunk(first_id, 3, _pack([array("q", self.state.keys()), array("q", self.state.values())]))
@@ -323,6 +339,14 @@ class Truth:
         """
         ledger = self._ledger(worker, instrument)
         return texts(ledger.instrument, ledger.book.state_at(update_id))
+
+    def levels_at(self, worker: str, instrument: str, update_id: int) -> Levels:
+        """The same as integers, lots by tick * 2 + side, in no order. Raises KeyError as book_at() does."""
+        return self._ledger(worker, instrument).book.state_at(update_id)
+
+    def instrument(self, worker: str, instrument: str) -> Instrument:
+        """How the instrument's ticks and lots are written."""
+        return self._ledger(worker, instrument).instrument
 
     def instruments(self) -> list[tuple[str, str]]:
         """(worker, instrument) of all ledgers."""

@@ -1,15 +1,25 @@
-"""Drives the simulator's faces without sockets, on a made-up clock."""
+"""Drives the simulator's faces without sockets, on a made-up clock, and the whole simulator over real ones."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
-from marketprism.simulator.face import Connection, Face, Outgoing, World
-from marketprism.simulator.faults import FaultBoard
+import aiohttp
+from websockets.asyncio.client import ClientConnection, connect
+
+from marketprism.simulator import Simulator
+from marketprism.simulator.board import FaultBoard
+from marketprism.simulator.face import Face, World
+from marketprism.simulator.faults import Fault
 from marketprism.simulator.market import Underlyings
-from marketprism.simulator.options import SimulatorOptions
+from marketprism.simulator.messages import Connection, Outgoing
+from marketprism.simulator.options import DEFAULT_SYMBOLS, SimulatorOptions
 from marketprism.simulator.server import _FACES
 from marketprism.simulator.truth import Truth
 
+WAIT_S = 12.0
 START_MS = 1_790_000_000_000
 Book = tuple[dict[str, str], dict[str, str]]
 
@@ -21,10 +31,18 @@ class Rig:
         self.worker = worker
         self.options = SimulatorOptions(**settings)
         self.truth = Truth()
-        self.faults = FaultBoard()
+        self.faults = FaultBoard(lambda: self.now_ms / 1000)
         world = World(self.options, self.truth, self.faults, Underlyings(self.options.seed))
         self.face: Face = _FACES[worker](worker, world)
         self.now_ms = START_MS
+
+    def arm(self, name: str, **more: Any) -> None:
+        """Arm a fault of this worker."""
+        self.faults.arm(Fault(name, self.worker, **more))
+
+    def act(self, name: str, **more: Any) -> list[str]:
+        """Let a fault that a face carries out itself happen; what is sent."""
+        return self._through(None, self.face.act(Fault(name, self.worker, **more), self.now_ms))
 
     def connect(self, path: str, **query: str) -> Connection:
         return self.face.connect(path, query, self.now_ms)
@@ -66,3 +84,64 @@ def apply_levels(side: dict[str, str], levels: list[list[str]]) -> None:
             side[price] = quantity
         else:
             side.pop(price, None)
+
+
+def go(
+    work: Callable[[Simulator], Awaitable[None]], run: Callable[[Any], None] = asyncio.run, **settings: Any
+) -> None:
+    """Run work against a started simulator; run: asyncio's or uvloop's, which the command uses."""
+
+    async def main() -> None:
+        simulator = Simulator(SimulatorOptions(rest_latency_ms=1.0, **settings))
+        await simulator.start()
+        try:
+            await asyncio.wait_for(work(simulator), WAIT_S)
+        finally:
+            await simulator.stop()
+
+    run(main())
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[ClientConnection]:
+    async with connect(url, max_size=None, max_queue=None, close_timeout=1) as client:
+        yield client
+
+
+async def fetch(url: str, **query: Any) -> Any:
+    async with aiohttp.ClientSession() as session, session.get(url, params=query) as response:
+        return await response.json()
+
+
+def channels(worker: str) -> tuple[str, list[object]]:
+    """(what to add to the ws_url, what to say) to get books and trades of all default instruments."""
+    names = DEFAULT_SYMBOLS[worker]
+    if worker.startswith("binance"):
+        streams = [f"{name.lower()}@{channel}" for name in names for channel in ("depth@100ms", "trade")]
+        route = "" if worker == "binance_spot" else "/public"
+        return f"{route}/stream?streams={'/'.join(streams)}", []
+    if worker.startswith("okx"):
+        arguments = [
+            {"channel": channel, "instId": name} for name in names for channel in ("books", "trades")
+        ]
+        return "", [{"op": "subscribe", "args": arguments}]
+    wanted = [f"{kind}.{name}.100ms" for name in names for kind in ("book", "trades")]
+    return "", [{"jsonrpc": "2.0", "id": 1, "method": "public/subscribe", "params": {"channels": wanted}}]
+
+
+@asynccontextmanager
+async def listening(simulator: Simulator, worker: str) -> AsyncIterator[ClientConnection]:
+    suffix, requests = channels(worker)
+    async with opened(simulator.urls[worker]["ws_url"] + suffix) as client:
+        for request in requests:
+            await client.send(json.dumps(request))
+        yield client
+
+
+async def until(client: ClientConnection, wanted: Callable[[Any], bool]) -> Any:
+    """The next message that is wanted. Raises ConnectionClosed."""
+    while True:
+        text = await client.recv()
+        message = json.loads(text) if text != "pong" else {}
+        if message and wanted(message):
+            return message

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from simulator_support import Book, Rig, apply_levels
 
-from marketprism.simulator.face import Connection, Refused
+from marketprism.simulator.face import Refused
+from marketprism.simulator.messages import Connection
 
 SPOT, USDM = "binance_spot", "binance_derivatives"
 PREFIX = {SPOT: "/api/v3", USDM: "/fapi/v1"}
@@ -286,10 +287,10 @@ def _prices(message: dict[str, Any]) -> tuple[list[float], list[float]]:
 def test_faults_in_the_stream() -> None:
     rig = Rig(SPOT)
     connection = watch(rig, "btcusdt@depth@100ms", "btcusdt@trade")
-    rig.faults.arm("drop_next_book_update", SPOT, "BTCUSDT")
-    rig.faults.arm("drop_next_trade", SPOT)
+    rig.arm("drop_next_book_update", instrument="BTCUSDT")
+    rig.arm("drop_next_trade")
     got = [one["data"] for one in rig.messages(200, connection)]
-    rig.faults.arm("cross", SPOT, "BTCUSDT")
+    rig.arm("cross", instrument="BTCUSDT")
     after = [one["data"] for one in rig.messages(100, connection)]
     touches = [(max(p), min(a)) for p, a in map(_prices, after) if p and a]
     assert sum(bid > ask for bid, ask in touches) == 1

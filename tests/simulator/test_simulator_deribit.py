@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from simulator_support import Rig
 
-from marketprism.simulator.face import Connection, Refused
+from marketprism.simulator.face import Refused
+from marketprism.simulator.messages import Connection
 
 WORKER, NAME = "deribit_derivatives", "BTC-PERPETUAL"
 BOOK, TRADES = f"book.{NAME}.100ms", f"trades.{NAME}.100ms"

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from simulator_support import Book, Rig, apply_levels
 
-from marketprism.simulator.face import Connection, Refused
+from marketprism.simulator.face import Refused
+from marketprism.simulator.messages import Connection
 
 SPOT, SWAP = "okx_spot", "okx_derivatives"
 PUBLIC = "/ws/v5/public"
@@ -111,7 +112,7 @@ def test_seeded_over_rest_when_no_snapshot_comes() -> None:
 def test_reset_continues_from_a_smaller_id() -> None:
     rig = Rig(SWAP)
     connection, answers = subscribe(rig, books("BTC-USDT-SWAP"))
-    rig.faults.arm("okx_reset", SWAP, "BTC-USDT-SWAP")
+    rig.arm("okx_reset", instrument="BTC-USDT-SWAP")
     rows = [one["data"][0] for one in [*answers[1:], *rig.messages(100, connection)]]
     resets = [row for row in rows[1:] if row["seqId"] < row["prevSeqId"]]
     assert len(resets) == 1

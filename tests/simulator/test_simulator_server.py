@@ -4,80 +4,14 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 import yaml
-from simulator_support import Rig, apply_levels
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
+from simulator_support import Rig, apply_levels, channels, fetch, go, listening, opened, until
 
 from marketprism.simulator import WORKERS, Simulator, SimulatorError, SimulatorOptions, write_config
-from marketprism.simulator.options import DEFAULT_SYMBOLS
-
-WAIT_S = 8.0
-
-
-def go(work: Callable[[Simulator], Awaitable[None]], **settings: Any) -> None:
-    """Run work against a started simulator."""
-
-    async def main() -> None:
-        simulator = Simulator(SimulatorOptions(rest_latency_ms=1.0, **settings))
-        await simulator.start()
-        try:
-            await asyncio.wait_for(work(simulator), WAIT_S)
-        finally:
-            await simulator.stop()
-
-    asyncio.run(main())
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[ClientConnection]:
-    async with connect(url, max_size=None, max_queue=None, close_timeout=1) as client:
-        yield client
-
-
-async def fetch(url: str, **query: Any) -> Any:
-    async with aiohttp.ClientSession() as session, session.get(url, params=query) as response:
-        return await response.json()
-
-
-def channels(worker: str) -> tuple[str, list[object]]:
-    """(what to add to the ws_url, what to say) to get books and trades of all default instruments."""
-    names = DEFAULT_SYMBOLS[worker]
-    if worker.startswith("binance"):
-        streams = [f"{name.lower()}@{channel}" for name in names for channel in ("depth@100ms", "trade")]
-        route = "" if worker == "binance_spot" else "/public"
-        return f"{route}/stream?streams={'/'.join(streams)}", []
-    if worker.startswith("okx"):
-        arguments = [
-            {"channel": channel, "instId": name} for name in names for channel in ("books", "trades")
-        ]
-        return "", [{"op": "subscribe", "args": arguments}]
-    wanted = [f"{kind}.{name}.100ms" for name in names for kind in ("book", "trades")]
-    return "", [{"jsonrpc": "2.0", "id": 1, "method": "public/subscribe", "params": {"channels": wanted}}]
-
-
-@asynccontextmanager
-async def listening(simulator: Simulator, worker: str) -> AsyncIterator[ClientConnection]:
-    suffix, requests = channels(worker)
-    async with opened(simulator.urls[worker]["ws_url"] + suffix) as client:
-        for request in requests:
-            await client.send(json.dumps(request))
-        yield client
-
-
-async def until(client: ClientConnection, wanted: Callable[[Any], bool]) -> Any:
-    async for text in client:
-        message = json.loads(text) if text != "pong" else {}
-        if message and wanted(message):
-            return message
-    raise ConnectionClosedOK(None, None)
 
 
 def test_binance_spot_end_to_end() -> None:
@@ -131,14 +65,15 @@ def test_okx_end_to_end() -> None:
                 await client.send("ping")
                 name, last = snapshot["arg"]["instId"], snapshot["data"][0]["seqId"]
                 pongs = 0
-                for _ in range(40):
+                updates = 0
+                while not (pongs and updates >= 5):
                     text = await client.recv()
                     pongs += text == "pong"
                     message = json.loads(text) if text != "pong" else {}
                     if message.get("action") == "update" and message["arg"]["instId"] == name:
                         assert message["data"][0]["prevSeqId"] == last
                         last = message["data"][0]["seqId"]
-                assert last > snapshot["data"][0]["seqId"]
+                        updates += 1
                 assert pongs == 1
 
     go(work)
@@ -220,55 +155,6 @@ def test_many_symbols_share_the_rate() -> None:
     streams = [f"{name.lower()}@{channel}" for name in names for channel in ("depth@100ms", "trade")]
     connection = rig.connect("/stream", streams="/".join(streams))
     assert 0.8 * 120 < len(rig.steps(500, connection)) / 5 < 1.2 * 120
-
-
-def test_faults_by_call_and_by_post() -> None:
-    async def work(simulator: Simulator) -> None:
-        base = simulator.urls["okx_spot"]["base_url"]
-        async with aiohttp.ClientSession() as session:
-            async with session.post(
-                base + "/sim/control", json={"fault": "rate_limit", "worker": "okx_spot"}
-            ) as answer:
-                assert await answer.json() == {"armed": "rate_limit"}
-            async with session.get(base + "/api/v5/public/time") as answer:
-                assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
-            async with session.post(
-                base + "/sim/control", json={"fault": "fire", "worker": "okx_spot"}
-            ) as answer:
-                assert answer.status == 400
-                assert (
-                    "unknown fault 'fire': expected one of drop_next_book_update"
-                    in (await answer.json())["error"]
-                )
-            async with session.get(
-                base + "/sim/truth/book?worker=okx_spot&instrument=X&update_id=1"
-            ) as answer:
-                assert answer.status == 404
-        async with listening(simulator, "okx_spot") as client:
-            await until(client, lambda m: m.get("action") == "update")
-            simulator.inject("notice", "okx_spot")
-            assert (await until(client, lambda m: m.get("event") == "notice"))["code"] == "64008"
-            simulator.inject("disconnect", "okx_spot")
-            with pytest.raises(ConnectionClosed):
-                await until(client, lambda m: False)
-
-    go(work)
-
-
-def test_silence_keeps_the_socket_open() -> None:
-    async def work(simulator: Simulator) -> None:
-        async with listening(simulator, "binance_spot") as muted:
-            await muted.recv()
-            simulator.inject("silence", "binance_spot")
-            async with listening(simulator, "binance_spot") as fresh:
-                for _ in range(30):
-                    await fresh.recv()
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(until(muted, lambda m: False), 0.3)
-            assert simulator.status()["workers"]["binance_spot"]["connections"] == 1  # type: ignore[index]
-            muted.transport.abort()
-
-    go(work)
 
 
 def test_a_taken_port_is_one_clear_line() -> None:
