@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -80,6 +82,85 @@ def test_setup_refuses_an_unknown_argument_in_one_line() -> None:
     refused = _run("scripts/setup", "--devel")
     assert refused.returncode == 1
     assert refused.stderr == "setup: expected no argument or --dev, got: --devel\n"
+
+
+# --- setup: the order book in C ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A tree in which scripts/setup has nothing left to do but the order book in C."""
+    for name in ("pyproject.toml", "README.md", "requirements", "scripts/setup", "marketprism/_book.c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, tmp_path / name)
+    locks = sorted((tmp_path / "requirements").glob("*.txt"))
+    digest = hashlib.sha256()
+    for path in (tmp_path / "pyproject.toml", *locks, tmp_path / "scripts/setup"):
+        digest.update(path.read_bytes())
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    for name, command in (("python", sys.executable), ("nats-server", "true"), ("marketprism", "true")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (programs / name).chmod(0o755)
+    (tmp_path / ".venv/.marketprism-setup").write_text(f"runtime\n{tmp_path}\n{digest.hexdigest()}  -\n")
+    return tmp_path
+
+
+def _library(root: Path) -> Path:
+    return root / "marketprism" / f"_book{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+COMPILER = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0])
+HEADER = Path(sysconfig.get_path("include"), "Python.h")
+compiles = pytest.mark.skipif(not (COMPILER and HEADER.exists()), reason="no C compiler, or no Python.h")
+SLOW_BOOK = "setup: the order book runs in Python, ten times slower than in C: "
+
+
+@compiles
+def test_setup_builds_the_book_when_it_is_new(installed: Path) -> None:
+    assert _run("scripts/setup", cwd=installed).stderr == ""
+    first = _library(installed).stat().st_mtime_ns
+    assert _run("scripts/setup", cwd=installed).stderr == ""
+    assert _library(installed).stat().st_mtime_ns == first
+    (installed / "marketprism/_book.c").touch()
+    assert _run("scripts/setup", cwd=installed).stderr == ""
+    assert _library(installed).stat().st_mtime_ns > first
+    _library(installed).unlink()
+    assert _run("scripts/setup", cwd=installed).stderr == ""
+    assert _library(installed).exists()
+
+
+def test_setup_without_a_compiler_says_so_once(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = installed / "tools"
+    tools.mkdir()
+    for name in ("bash", "cat", "dirname", "flock", "rm", "sha256sum"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    with monkeypatch.context() as without:
+        without.setenv("PATH", str(tools))
+        told = _run("scripts/setup", cwd=installed)
+        assert told.returncode == 0
+        assert told.stderr.startswith(SLOW_BOOK + "no compiler")
+        assert "apt install gcc python3-dev" in told.stderr
+        assert told.stderr.count("\n") == 1
+        again = _run("scripts/setup", cwd=installed)
+        assert (again.returncode, again.stderr) == (0, "")
+    assert not _library(installed).exists()
+    if COMPILER and HEADER.exists():  # installed since
+        assert _run("scripts/setup", cwd=installed).stderr == ""
+        assert _library(installed).exists()
+
+
+@compiles
+def test_setup_goes_on_where_the_book_cannot_be_built(installed: Path) -> None:
+    _library(installed).write_text("of an older _book.c")
+    os.utime(_library(installed), (0, 0))
+    (installed / "marketprism/_book.c").write_text("#error no\n")
+    told = _run("scripts/setup", cwd=installed)
+    log = installed / ".venv/.marketprism-book.log"
+    assert (told.returncode, told.stderr) == (0, f"{SLOW_BOOK}building that failed, see {log}\n")
+    assert "#error no" in log.read_text()
+    assert not _library(installed).exists()
 
 
 def test_main_py_without_the_packages_is_one_line() -> None:
