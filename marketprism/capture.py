@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import msgspec
 import zstandard
@@ -21,12 +21,13 @@ import zstandard
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _CHUNK_BYTES = 1 << 16
+_T_MAX_NS = 2**63 - 1  # in the year 2262: a time beyond it is none
 
 
 class Frame(msgspec.Struct, gc=False, omit_defaults=True):
     """One line of a recording."""
 
-    t: int
+    t: Annotated[int, msgspec.Meta(ge=0, le=_T_MAX_NS)]
     via: Literal["ws", "rest"]
     url: str
     raw: str

@@ -4,14 +4,18 @@ import argparse
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from marketprism import __version__
 from marketprism.config import OFFERS, Config, ConfigError, default_path, load
+
+if TYPE_CHECKING:
+    from marketprism.simulator import Fault
 
 T = TypeVar("T")
 EX_CONFIG = 78
@@ -77,6 +81,17 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="TARGET",
         help="write a configuration that points at the simulator",
+    )
+    simulate.add_argument("--faults", type=Path, metavar="FILE", help="faults to play: docs/simulator.md")
+    simulate.add_argument("--fault-seed", type=int, metavar="N", help="play an hour of random faults")
+    simulate.add_argument(
+        "--fault-every", type=float, metavar="SECONDS", help="how often, with --fault-seed (default: 30)"
+    )
+    simulate.add_argument(
+        "--control",
+        type=int,
+        metavar="PORT",
+        help="take orders for faults on this port of 127.0.0.1; 0: any free",
     )
     _config_flag(simulate)
 
@@ -212,27 +227,60 @@ def _launcher(args: argparse.Namespace) -> int:
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    from marketprism.simulator import Simulator, SimulatorError, SimulatorOptions, write_config
+    from marketprism.simulator import Simulator, SimulatorError, SimulatorOptions, schedule_text, write_config
     from marketprism.simulator import run as simulate
 
     symbols = None
     if args.write_config is not None:
         exchanges = _load(args).settings.exchanges
         symbols = {name: [_instrument(s) for s in e.symbols] for name, e in exchanges.items()}
+    given = os.environ.get("MARKETPRISM_SIMULATOR_TOKEN", "")
+    token = given or secrets.token_urlsafe(18)
 
     def started(simulator: Simulator) -> None:
         if args.write_config is not None:
             write_config(_path(args), args.write_config, simulator.urls)
         for name, urls in simulator.urls.items():
             print(f"{name:20} {urls['base_url']}  {urls['ws_url']}", flush=True)
+        if simulator.control_url:
+            shown = "that of MARKETPRISM_SIMULATOR_TOKEN" if given else token
+            print(f"{'control':20} {simulator.control_url}  token: {shown}", flush=True)
+        simulator.play(schedule)
+        print(schedule_text(schedule), end="", flush=True)
 
     try:
-        options = SimulatorOptions(seed=args.seed, rate=args.rate, base_port=args.base_port, symbols=symbols)
+        schedule = _faults(args)
+        options = SimulatorOptions(
+            seed=args.seed,
+            rate=args.rate,
+            base_port=args.base_port,
+            symbols=symbols,
+            control_port=args.control,
+            control_token=token,
+        )
         _run(simulate(options, started))
     except (SimulatorError, OSError) as e:
         print(f"marketprism simulate: {e}", file=sys.stderr)
         return 1
     return 0
+
+
+def _faults(args: argparse.Namespace) -> "list[Fault]":
+    """The faults to play, by file and by seed. Raises SimulatorError, OSError."""
+    from marketprism.simulator import WORKERS, SimulatorError, parse_schedule, random_schedule
+
+    if args.fault_every is not None and args.fault_seed is None:
+        raise SimulatorError("--fault-every needs --fault-seed, which makes the faults repeatable")
+    schedule: list[Fault] = []
+    if args.faults is not None:
+        try:
+            schedule += parse_schedule(args.faults.read_text(encoding="utf-8"))
+        except (SimulatorError, UnicodeDecodeError) as e:
+            raise SimulatorError(f"{args.faults}: {e}") from None
+    if args.fault_seed is not None:
+        every_s = 30.0 if args.fault_every is None else args.fault_every
+        schedule += random_schedule(args.fault_seed, 3600.0, WORKERS, every_s)
+    return sorted(schedule, key=lambda fault: fault.at_s)
 
 
 def _instrument(symbol: str) -> str:

@@ -6,7 +6,7 @@ this machine received the message. The two clocks may disagree by seconds, in ei
 """
 
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -22,6 +22,7 @@ GapCause: TypeAlias = Literal[
     "restart",  # this collector was not running
     "overflow",  # NATS was away for longer than the buffer lasts
     "malformed",  # a message of this book could not be read
+    "audit",  # the exchange itself contradicts the book, by another channel
 ]
 
 
@@ -30,6 +31,11 @@ class Level(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     price: str
     quantity: str
+
+
+def as_sent(levels: bytes) -> list[Level]:
+    """Levels that are JSON already, for a payload to be encoded: nobody needs them as objects in between."""
+    return cast(list[Level], msgspec.Raw(levels))
 
 
 class Payload(msgspec.Struct, kw_only=True, gc=False, tag_field="data_type"):
@@ -253,14 +259,14 @@ def decode(payload: bytes) -> AnyPayload:
     return _decoder.decode(payload)
 
 
-# What NATS gives a meaning in a subject token, and white space (NATS docs, subject-based messaging).
-_FORBIDDEN_IN_TOKEN = str.maketrans(dict.fromkeys(".*> \t\r\n\x00", "_"))
+_FORBIDDEN_IN_TOKEN = ".*> "  # NATS gives these a meaning (NATS docs, subject-based messaging)
 
 
 @lru_cache(maxsize=65_536)
 def subject(data_type: str, exchange: str, market_type: str, symbol: str) -> str:
     """`{data_type}.{exchange}.{market_type}.{symbol}`, each part a legal NATS token."""
-    return f"{data_type}.{exchange}.{market_type}.{symbol.translate(_FORBIDDEN_IN_TOKEN)}"
+    token = "".join(c if c.isprintable() and c not in _FORBIDDEN_IN_TOKEN else "_" for c in symbol)
+    return f"{data_type}.{exchange}.{market_type}.{token or '_'}"
 
 
 def schemas() -> dict[str, dict[str, Any]]:

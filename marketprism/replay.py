@@ -277,7 +277,7 @@ def _report(replay: Replay, types: Counter[str], seconds: float) -> None:
     books = [m.book for m in replay.venue.markets.values() if m.book is not None]
     print(
         f"{replay.frames} frames in {seconds:.2f} s ({replay.frames / max(seconds, 1e-9):,.0f}/s); "
-        f"books live {sum(b.live for b in books)}/{len(books)}; malformed {replay.venue.malformed}",
+        f"books live {sum(b.live for b in books)}/{len(books)}; malformed {replay.notes['malformed']}",
         file=sys.stderr,
     )
     for name, count in sorted(types.items()):

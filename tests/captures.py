@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import pytest
 
-from marketprism.events import Event
+from marketprism.events import Event, decode, encode
 from marketprism.replay import Replay
 from marketprism.venues import VENUES
 from marketprism.worker.options import replay_options
@@ -30,8 +30,8 @@ def replay(exchange: str, *paths: Path, symbols: tuple[str, ...] | None = None) 
     run = Replay(VENUES[exchange](replay_options(exchange, symbols)), list(paths), events.append)
     run.run()
     assert run.damaged == []
-    assert run.venue.malformed == 0
-    return events
+    assert run.notes["malformed"] == 0
+    return [Event(e.subject, e.id, decode(encode(e.data))) for e in events]  # as a consumer gets them
 
 
 def of(events: list[Event], kind: type[T]) -> list[T]:

@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "capture": set(),
     "parent": set(),
-    "book": {"events"},
+    "book": {"_book"},  # in C
     "logs": {"parent"},
     "venues": {"events", "book"},
     "worker": _GROUND | {"venues"},

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 from captures import capture, of, replay
-from consumer import ConsumerBook
 
+from chaos.consumer import ConsumerBook
 from marketprism.events import Event, Gap, OrderBookDelta, Trade
 
 

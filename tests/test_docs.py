@@ -20,12 +20,12 @@ from xml.etree import ElementTree as ET
 import msgspec
 import pytest
 from captures import capture, of, replay
-from consumer import ConsumerBook
 
+from chaos.consumer import ConsumerBook
 from marketprism import schemas
 from marketprism.book import Book
 from marketprism.cli import _parser
-from marketprism.events import PAYLOADS, Level, OrderBookDelta
+from marketprism.events import PAYLOADS, OrderBookDelta
 
 ROOT = Path(__file__).parents[1]
 EVENTS = ROOT / "docs" / "events"
@@ -127,7 +127,8 @@ def test_the_example_follows_by_the_ids() -> None:
     assert book.take(_told("snapshot", (None, None, 20), "100", "1"))
     assert book.take(_told("delta", (18, 15, 25), "100", "3"))  # USD-M: ids leap
     assert book.take(_told("delta", (30, 25, 31), "100", "4"))
-    assert not book.take(_told("delta", (30, 26, 33), "100", "5"))  # only the first one may begin earlier
+    assert book.take(_told("delta", (30, 26, 33), "100", "5"))  # another collector's, cut differently
+    assert not book.take(_told("delta", (35, 34, 36), "100", "5"))
     assert book.take(_told("snapshot", (None, None, 40), "100", "1", exact_from="100"))
     assert book.take(_told("delta", (None, 38, 44), "99", "3"))
     assert book.take(_told("delta", (None, 44, 3), "98", "3", exchange="okx", ts_ms=50))  # OKX begins anew
@@ -146,15 +147,29 @@ def test_the_example_passes_over_a_second_collector() -> None:
     assert book.bids == {Decimal(100): "7"}
 
 
+def test_the_example_passes_over_okxs_old_ids_and_takes_those_that_began_anew() -> None:
+    book = _example().Book()
+    okx: dict[str, Any] = {"exchange": "okx"}
+    book.take(_told("snapshot", (None, None, 1000), "100", "1", ts_ms=50_000, **okx))
+    assert book.take(
+        _told("snapshot", (None, None, 990), "100", "9", ts_ms=50_200, **okx)
+    )  # of a REST that lags
+    assert book.bids == {Decimal(100): "1"}
+    assert book.take(_told("delta", (None, 1000, 3), "100", "2", ts_ms=70_000, **okx))  # begun anew
+    assert book.take(_told("delta", (None, 900, 950), "100", "9", ts_ms=50_000, **okx))  # late, from before
+    assert book.bids == {Decimal(100): "2"}
+    assert book.take(_told("delta", (None, 3, 5), "100", "4", ts_ms=70_100, **okx))
+
+
 def test_the_example_equals_our_own_book_over_a_long_chain() -> None:
     example, ours = _example().Book(), Book()
-    ours.load([Level("100", "1")], [Level("200", "1")])
+    ours.load(b'[["100","1"]]', b'[["200","1"]]')
     example.take(_told("snapshot", (None, None, 0), "100", "1"))
     for n in range(1, 2_000):
         bid, quantity = str(100 + n * 37 % 50), str(n * 13 % 4)
         assert example.take(_told("delta", (n, n - 1, n), bid, quantity))
-        ours.apply([Level(bid, quantity)], [])
-        assert sorted(map(float, example.bids)) == ours.bids.prices
+        ours.apply(json.dumps([[bid, quantity]]).encode(), b"[]")
+        assert sorted(example.bids, reverse=True) == [Decimal(p) for p, _ in json.loads(ours.all()[0])]
 
 
 @pytest.mark.parametrize(

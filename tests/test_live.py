@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from natsbox import nats_server
-from pipeline import Pipeline, pipeline
 
+from chaos.pipeline import Pipeline, pipeline
 from marketprism.simulator import SimulatorOptions
 
 pytestmark = pytest.mark.skipif(nats_server() is None, reason="no nats-server: run scripts/setup")

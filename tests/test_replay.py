@@ -543,6 +543,6 @@ def test_samples_are_read_without_a_false_word(tmp_path: Path, exchange: str, na
     counted = {
         "liquidations": len(liquidations),
         "trades": len(of(events, Trade)),
-        "malformed": replay.venue.malformed,
+        "malformed": replay.notes["malformed"],
     }
     print(name, counted)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from natsbox import NatsBox, free_port, nats_server
-from pipeline import CONFIG, ROOT, pipeline
 
+from chaos.pipeline import CONFIG, ROOT, pipeline
 from marketprism.simulator import SimulatorOptions
 
 pytestmark = pytest.mark.skipif(nats_server() is None, reason="no nats-server: run scripts/setup")

@@ -17,6 +17,7 @@ import nats
 from nats.js.api import ConsumerConfig, DeliverPolicy
 
 CHECKPOINT_S = 300  # orderbook.checkpoint_interval: within it the stream holds a whole book
+ANEW_MS = 10_000  # so much later counts for more than a smaller id
 
 
 class Book:
@@ -57,16 +58,18 @@ class Book:
             return True
         if held is None or prev is None:
             return False
-        if self.held["update_type"] == "snapshot":  # it may end within the first delta after it
-            return prev == held or bool(prev <= held < last)
-        return bool(prev == held)
+        return prev == held or bool(prev <= held < last)  # it may begin earlier: levels are set, not added to
 
     def _stale(self, told: dict[str, Any]) -> bool:
         """Whether it is held already, or older: a second collector tells again what the first one told."""
-        if told["last_update_id"] is None:
+        held, last = self.held["last_update_id"], told["last_update_id"]
+        if held is None or last is None:
             return False
-        now, then = _moment(told), _moment(self.held)
-        return now < then or (now == then and told["update_type"] == "delta")
+        older = bool(last < held or (last == held and told["update_type"] == "delta"))
+        if told["exchange"] != "okx":
+            return older
+        later_ms = told["ts_ms"] - self.held["ts_ms"]  # OKX's ids may begin anew from a smaller one
+        return bool(later_ms < -ANEW_MS or (older and later_ms < ANEW_MS))
 
     def top(self, depth: int) -> tuple[list[Decimal], list[Decimal]]:
         """The best prices of both sides, none beyond what is known to be complete."""
@@ -74,11 +77,6 @@ class Book:
         bids = [p for p in sorted(self.bids, reverse=True)[:depth] if low is None or p >= low]
         asks = [p for p in sorted(self.asks)[:depth] if high is None or p <= high]
         return bids, asks
-
-
-def _moment(told: dict[str, Any]) -> tuple[int, int]:
-    """What puts payloads in order. OKX's ids may begin anew from a smaller one, so there its time goes first."""
-    return (told["ts_ms"] if told["exchange"] == "okx" else 0), told["last_update_id"]
 
 
 async def main(subject: str, server: str) -> None:

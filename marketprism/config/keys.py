@@ -151,6 +151,12 @@ EFFECTIVE = (
         "Seconds between two whole books in `orderbook_delta`, from which a late consumer can start.",
     ),
     Key(
+        f"{_BOOK}.audit_interval",
+        seconds(0, 86_400),
+        "OrderBookSettings.audit_interval_s",
+        "Seconds from one live book checked against another word of the exchange to the next; 0: none.",
+    ),
+    Key(
         f"{_BOOK}.buffer_max_size",
         whole(1, 1_000_000),
         "OrderBookSettings.buffer_max_size",

@@ -25,6 +25,7 @@ class OrderBookSettings:
     snapshot_depth: int = 100
     update_frequency_ms: int = 100
     checkpoint_interval_s: float = 300.0
+    audit_interval_s: float = 10.0
     buffer_max_size: int = 5000
     request_timeout_s: float = 0.9
     rest_base: str | None = None

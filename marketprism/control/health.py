@@ -84,6 +84,7 @@ class ExchangeReport:
     soft_exceeded: bool
     data_age_s: Mapping[str, float]
     gaps: int
+    audits: Mapping[str, int]  # by result
     messages_per_second: float
 
 
@@ -98,6 +99,7 @@ def report_of(readings: Readings, exchange: str, now_s: float) -> ExchangeReport
         return max(0.0, now_s - at_s) if at_s else None
 
     last_data = readings.by_label("marketprism_last_data_timestamp_seconds", exchange, "data_type")
+    audits = readings.by_label("marketprism_book_audits_total", exchange, "result")
     nats = value("nats_connected")
     return ExchangeReport(
         heartbeat_age_s=age("worker_heartbeat_timestamp_seconds"),
@@ -110,6 +112,7 @@ def report_of(readings: Readings, exchange: str, now_s: float) -> ExchangeReport
         soft_exceeded=bool(value("memory_soft_exceeded")),
         data_age_s={kind: max(0.0, now_s - at_s) for kind, at_s in sorted(last_data.items()) if at_s},
         gaps=int(readings.total("marketprism_gaps_total", exchange)),
+        audits={result: int(count) for result, count in sorted(audits.items())},
         messages_per_second=readings.messages_per_second.get(exchange, 0.0),
     )
 
@@ -191,6 +194,7 @@ def process_entry(worker: WorkerView, report: ExchangeReport, found: Findings) -
         "websockets": report.sockets,
         "expected_websockets": report.expected_sockets,
         "gaps": report.gaps,
+        "audits": dict(report.audits),
         "messages_per_second": round(report.messages_per_second, 1),
         "data_age_s": {kind: round(age_s, 1) for kind, age_s in report.data_age_s.items()},
         "heartbeat_age_s": None if report.heartbeat_age_s is None else round(report.heartbeat_age_s, 1),

@@ -13,7 +13,7 @@ nanoseconds since the epoch and may step back a little; `conn` names one connect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -122,6 +122,7 @@ class Options:
     lsr_limit: int = 30
     liquidation_symbols: tuple[str, ...] = ()  # none: all symbols of the exchange
     volatility_resolution_s: int = 60
+    audit_interval_ms: int = 0  # from one check of a live book to the next; 0: none
 
     def wants(self, data_type: str) -> bool:
         """Whether this data type is to be collected."""
@@ -175,6 +176,36 @@ def plain(number: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+EXCERPT_CHARS = 120
+NAME_MAX_BYTES = 256  # of a channel, as it stands in a frame
+_NAMES_MAX = 10_000  # remembered; an exchange has fewer, garbage has more
+
+
+def excerpt(error: Exception) -> str:
+    """What an error says, cut short: it may quote all that came in."""
+    return str(error)[:EXCERPT_CHARS]
+
+
+Found = TypeVar("Found")
+
+
+class Routes(dict[bytes, Found]):
+    """What takes the frames of a channel, looked up once for each name as it stands in a frame. Bounded."""
+
+    def __init__(self, find: Callable[[bytes], Found]) -> None:
+        """`find(name)` tells what takes frames of this name."""
+        self._find = find
+
+    def __missing__(self, name: bytes) -> Found:
+        """The first frame of this name. Raises ValueError on one of absurd length."""
+        if len(name) > NAME_MAX_BYTES:
+            raise ValueError(f"a name of {len(name)} bytes")
+        if len(self) >= _NAMES_MAX:
+            self.clear()
+        found = self[name] = self._find(name)
+        return found
+
+
 def chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     """The items, `size` at a time."""
     return (items[i : i + size] for i in range(0, len(items), size))
@@ -193,12 +224,14 @@ class Connection:
         "asked_ns",
         "conn",
         "heard_ns",
+        "judged",
+        "missing",
         "opened_ns",
+        "pause_ns",
         "probed_ns",
         "seen",
         "socket",
         "unsubscribing",
-        "warned",
     )
 
     def __init__(self, conn: str, socket: str, now_ns: int) -> None:
@@ -208,14 +241,45 @@ class Connection:
         self.probed_ns: int | None = None  # when we asked whether it still lives
         self.asked: dict[int | str, tuple[str, ...]] = {}  # request id → channels not yet acknowledged
         self.asked_ns = now_ns  # when the last of them was
+        self.missing: set[str] = (
+            set()
+        )  # wanted channels that were refused, not given or not acknowledged in time
+        self.pause_ns = ASK_AGAIN_NS  # before they are asked for again
         self.unsubscribing: dict[int, str] = {}  # request id → channel to subscribe again once it is gone
         self.seen: set[bytes] = set()  # channels that have delivered, as they stand in the frames
-        self.warned = False
+        self.judged = False  # whether all deliver that should
+
+    def ask(self, request_id: int | str, channels: Iterable[str], now_ns: int) -> None:
+        """These channels are being subscribed."""
+        self.asked[request_id] = tuple(channels)
+        self.asked_ns = now_ns
+
+    def acknowledged(self, request_id: int | str, given: Iterable[str] | None = None) -> tuple[str, ...]:
+        """A subscription was answered; `given`: not all of its channels were. Returns those that are subscribed."""
+        asked = self.asked.pop(request_id, ())
+        if given is None:
+            subscribed = asked
+        else:
+            given = set(given)
+            subscribed = tuple(name for name in asked if name in given)
+            self.missing.update(name for name in asked if name not in given)
+        self.missing.difference_update(subscribed)
+        if not self.missing:
+            self.pause_ns = ASK_AGAIN_NS
+        return subscribed
+
+    def saw(self, channel: bytes) -> None:
+        """This channel has delivered."""
+        if len(self.seen) < _NAMES_MAX:
+            self.seen.add(channel)
 
 
 PROBE_AFTER_NS = 20 * SECOND  # OKX drops a connection after 30 s without traffic (OKX docs-v5)
 DEAD_AFTER_NS = 10 * SECOND
+ASK_AGAIN_NS, ASK_AGAIN_MAX_NS = 10 * SECOND, 300 * SECOND
 SILENT_AFTER_NS = 60 * SECOND
+ALL_SILENT_AFTER_NS = 20 * SECOND  # several books cannot all be quiet for so long
+ALL_SILENT_MAX_NS = 1800 * SECOND
 
 
 def check_alive(
@@ -234,25 +298,54 @@ def check_alive(
             out.append(Send(c.conn, probe()))
 
 
-def check_acks(c: Connection, now_ns: int, out: Out) -> None:
-    """Say once which subscriptions were not acknowledged."""
+def check_acks(c: Connection, now_ns: int, out: Out) -> list[str]:
+    """Say which subscriptions were not acknowledged. Returns the channels to be asked for again now."""
     if c.asked and elapsed(now_ns, c.asked_ns, DEAD_AFTER_NS):
-        missing = sorted(name for names in c.asked.values() for name in names)
+        late = sorted(name for names in c.asked.values() for name in names)
         c.asked.clear()
-        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        out.append(Note("error", "unacknowledged", f"{len(missing)} subscriptions not acknowledged: {shown}"))
+        c.missing.update(late)
+        text = f"{len(late)} subscriptions not acknowledged, to be asked for again: {shown(late)}"
+        out.append(Note("error", "unacknowledged", text))
+    if not c.missing or c.asked or not elapsed(now_ns, c.asked_ns, c.pause_ns):
+        return []
+    c.pause_ns = min(2 * c.pause_ns, ASK_AGAIN_MAX_NS)
+    c.missing = {name for name in c.missing if name.encode() not in c.seen}  # an answer may be lost, too
+    return sorted(c.missing)
 
 
 def check_silent(
-    c: Connection, expected: Callable[[Connection], Iterable[str]], now_ns: int, out: Out
+    c: Connection,
+    expected: Callable[[Connection], Iterable[str]],
+    vain: dict[str, int],
+    now_ns: int,
+    out: Out,
 ) -> None:
-    """Say once a connection which subscribed channels have never delivered: an ack proves nothing."""
-    if c.warned or not elapsed(now_ns, c.opened_ns, SILENT_AFTER_NS):
+    """Say once which subscribed channels of a connection have never delivered: an ack proves nothing.
+
+    One that has delivered none of them is replaced; where it is one of many, the symbol may rightly be quiet. All
+    may be, too: `vain` counts by socket how often that was of no use, and the pause doubles each time.
+    """
+    if c.judged or not elapsed(now_ns, c.opened_ns, SILENT_AFTER_NS if c.seen else ALL_SILENT_AFTER_NS):
         return
-    c.warned = True
-    silent = sorted(name for name in expected(c) if name.encode() not in c.seen)
+    names = sorted(expected(c))
+    silent = [name for name in names if name.encode() not in c.seen]
+    after_ns = SILENT_AFTER_NS
+    if names and silent == names:
+        first_ns = SILENT_AFTER_NS if c.seen or len(names) == 1 else ALL_SILENT_AFTER_NS
+        after_ns = min(first_ns << vain.get(c.socket, 0), ALL_SILENT_MAX_NS)
+    if not elapsed(now_ns, c.opened_ns, after_ns):
+        return
+    c.judged = True
     if silent:
-        shown = ", ".join(silent[:5]) + (" …" if len(silent) > 5 else "")
-        out.append(
-            Note("warning", "silent", f"{len(silent)} subscribed channels sent nothing in 60 s: {shown}")
-        )
+        text = f"{len(silent)} subscribed channels sent nothing in {after_ns // SECOND} s: {shown(silent)}"
+        out.append(Note("warning", "silent", text))
+    if names and silent == names:
+        vain[c.socket] = vain.get(c.socket, 0) + 1
+        out.append(Reconnect(c.conn, "no subscribed channel sent anything", overlap=True))
+    else:
+        vain.pop(c.socket, None)
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

@@ -6,7 +6,7 @@ correctly"), and recorded traffic where it contradicts them (noted at the place)
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeAlias
@@ -14,7 +14,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import msgspec
 
-from marketprism.events import FundingRate, Level, Liquidation, MarketType, OpenInterest, Side
+from marketprism.events import FundingRate, Liquidation, MarketType, OpenInterest, Side
+from marketprism.venues.audit import DEPTH, level
 from marketprism.venues.base import (
     Budget,
     Connection,
@@ -25,17 +26,17 @@ from marketprism.venues.base import (
     Out,
     Poll,
     Reconnect,
+    Routes,
     Send,
     Socket,
     chunks,
     plain,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, iso
-from marketprism.venues.venue import LSR, Market, Venue
+from marketprism.venues.venue import LSR, NO_SPAN, Market, Venue
 
 _STREAMS_PER_SOCKET = 200  # of 1,024 allowed: the older USD-M text says 200
 _STREAMS_PER_MESSAGE = 100
-_ROUTES_MAX = 10_000
 _MICROSECONDS = 10**14  # a time above this is in µs (`timeUnit=MICROSECOND`): in ms it would be the year 5138
 
 
@@ -47,9 +48,20 @@ class _Depth(msgspec.Struct, gc=False):
     event_ms: int = msgspec.field(name="E")
     first_id: int = msgspec.field(name="U")
     last_id: int = msgspec.field(name="u")
-    bids: list[Level] = msgspec.field(name="b")
-    asks: list[Level] = msgspec.field(name="a")
+    bids: msgspec.Raw = msgspec.field(name="b")
+    asks: msgspec.Raw = msgspec.field(name="a")
     prev_id: int | None = msgspec.field(name="pu", default=None)
+
+
+class _BookTicker(msgspec.Struct, gc=False):
+    """The best bid and ask at once, at the id at which they changed."""
+
+    symbol: str = msgspec.field(name="s")
+    last_id: int = msgspec.field(name="u")
+    bid: msgspec.Raw = msgspec.field(name="b")
+    bid_quantity: msgspec.Raw = msgspec.field(name="B")
+    ask: msgspec.Raw = msgspec.field(name="a")
+    ask_quantity: msgspec.Raw = msgspec.field(name="A")
 
 
 class _Trade(msgspec.Struct, gc=False):
@@ -103,8 +115,8 @@ class _Header(msgspec.Struct, gc=False):
 
 class _RestDepth(msgspec.Struct, gc=False):
     last_id: int = msgspec.field(name="lastUpdateId")
-    bids: list[Level]
-    asks: list[Level]
+    bids: msgspec.Raw
+    asks: msgspec.Raw
     event_ms: int | None = msgspec.field(name="E", default=None)
 
 
@@ -172,6 +184,10 @@ class _InEnvelope(msgspec.Struct, gc=False):
     data: _Depth
 
 
+class _BookTickerEnvelope(msgspec.Struct, gc=False):
+    data: _BookTicker
+
+
 class _TradeEnvelope(msgspec.Struct, gc=False):
     data: _Trade
 
@@ -185,9 +201,11 @@ class _ForceEnvelope(msgspec.Struct, gc=False):
 
 
 _decode_depth = msgspec.json.Decoder(_InEnvelope).decode
+_decode_book_ticker = msgspec.json.Decoder(_BookTickerEnvelope).decode
 _decode_trade = msgspec.json.Decoder(_TradeEnvelope).decode
 _decode_mark = msgspec.json.Decoder(_MarkEnvelope).decode
 _decode_force = msgspec.json.Decoder(_ForceEnvelope).decode
+_decode_rows = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_header = msgspec.json.Decoder(_Header).decode
 
 
@@ -287,8 +305,7 @@ class Binance(Venue):
         self.numbering = self._kind.numbering
         super().__init__(options)
         self._depth_limit = self._at_least(max(options.depth_limit, options.snapshot_depth))
-        self._routes: dict[bytes, Callable[[Connection, bytes, int, Out], None] | None] = {}
-        self._trade_kind: dict[str, bool] = {}  # symbol → whether its trades are aggregates
+        self._routes = Routes(lambda stream: self._route(stream.decode()))
         self._funding_hours: dict[str, int] | None = None
         self._whole_list = False  # of instruments: one unknown symbol in a request for some spoils it
 
@@ -344,11 +361,13 @@ class Binance(Venue):
 
     def _subscribe(self, connection: Connection, out: Out) -> None:
         streams = self._streams().get(connection.socket, ("", []))[1]
-        for part in chunks(streams, _STREAMS_PER_MESSAGE):
+        self._ask_for(connection, streams, connection.opened_ns, out)
+
+    def _ask_for(self, connection: Connection, channels: Sequence[str], now_ns: int, out: Out) -> None:
+        for part in chunks(channels, _STREAMS_PER_MESSAGE):
             request_id = self.next_id()
-            connection.asked[request_id] = tuple(part)
+            connection.ask(request_id, part, now_ns)
             out.append(Send(connection.conn, _request("SUBSCRIBE", request_id, list(part))))
-        self._join(connection, streams)
 
     def _types_on(self, socket: str) -> frozenset[str]:
         path, streams = self._streams().get(socket, ("", []))
@@ -356,10 +375,10 @@ class Binance(Venue):
             return self.options.data_types
         return self.options.data_types - {"liquidation"}
 
-    def _join(self, connection: Connection, streams: Iterable[str]) -> None:
+    def _join(self, connection: Connection, streams: Iterable[str], now_ns: int) -> None:
         for stream in streams:
             if "@depth" in stream:
-                self.book(stream.split("@", 1)[0].upper(), connection.conn, connection.opened_ns)
+                self.book(stream.split("@", 1)[0].upper(), connection.conn, now_ns)
 
     def _channels(self, connection: Connection) -> Iterable[str]:
         streams = self._streams().get(connection.socket, ("", []))[1]
@@ -371,14 +390,10 @@ class Binance(Venue):
     def _frame(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         if data.startswith(b'{"stream":"'):
             stream = data[11 : data.index(b'"', 11)]
-            if stream not in self._routes:
-                if len(self._routes) >= _ROUTES_MAX:
-                    self._routes.clear()
-                self._routes[stream] = self._route(stream.decode())
             route = self._routes[stream]
             if route is not None:
-                if len(connection.seen) < _ROUTES_MAX:
-                    connection.seen.add(stream)
+                if stream not in connection.seen:
+                    connection.saw(stream)
                 route(connection, data, now_ns, out)
                 return
             if b"serverShutdown" not in stream:
@@ -390,6 +405,8 @@ class Binance(Venue):
         channel = stream.split("@", 1)[1] if "@" in stream else ""
         if channel == "depth" or channel.startswith("depth@"):  # not depth5, depth10, depth20: partial books
             return self._on_depth
+        if channel == "bookTicker":
+            return self._on_book_ticker
         if channel in _TRADE_KINDS and self.options.wants("trade"):
             return self._on_trade
         if channel.startswith("markPrice") and self.options.wants("funding_rate"):
@@ -412,7 +429,7 @@ class Binance(Venue):
             text = header.msg or bytes(header.error).decode("utf-8", "replace")
             out.append(Note("error", "refused", f"{self.options.name}: code {header.code}: {text[:200]}"))
         elif header.id is not None:
-            connection.asked.pop(header.id, None)
+            self._join(connection, connection.acknowledged(header.id), now_ns)
 
     def _on_depth(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         m = _decode_depth(data).data
@@ -423,55 +440,37 @@ class Binance(Venue):
             update = Update(m.bids, m.asks, _ms(m.event_ms), m.last_id, m.first_id, prev_id)
             book.receive(update, connection.conn, now_ns, out)
 
+    def _on_book_ticker(self, _: Connection, data: bytes, now_ns: int, out: Out) -> None:
+        if self.auditor.check is not None:
+            m = _decode_book_ticker(data).data
+            bids, asks = level(m.bid, m.bid_quantity), level(m.ask, m.ask_quantity)
+            self.auditor.hear(m.symbol, "bookTicker", ("id", m.last_id), 1, bids, asks)
+
     def _on_trade(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         m = _decode_trade(data).data
-        market = self.market(m.symbol)
+        market = self.markets.get(m.symbol) or self.market(m.symbol)
         if market is None:
             return
         # A recording may hold both kinds; they tell the same trades, under two numberings.
-        aggregate = m.trade_id is None
-        if self._trade_kind.setdefault(m.symbol, aggregate) != aggregate:
+        number, aggregate = (m.aggregate_id, True) if m.trade_id is None else (m.trade_id, False)
+        if market.aggregates is None:
+            market.aggregates = aggregate
+        if market.aggregates is not aggregate:
             return
-        number = m.trade_id if m.trade_id is not None else m.aggregate_id
         if number is None:
             raise ValueError("trade without an id")
-        whole = aggregate and m.first_id is not None and m.last_id is not None
         self.trade(
             market,
-            (number, number),
-            trade_id=str(number),
-            price=m.price,
-            quantity=m.quantity,
-            side="sell" if m.buyer_is_maker else "buy",
-            ts_ms=_ms(m.trade_ms),
-            now_ns=now_ns,
-            out=out,
-            span=(str(m.first_id), str(m.last_id)) if whole else None,
-        )
-
-    def _emit_trade(
-        self,
-        market: Market,
-        number: int,
-        price: str,
-        quantity: str,
-        buyer_is_maker: bool,
-        ts_ms: int,
-        span: tuple[int | None, int | None] | None,
-        now_ns: int,
-        out: Out,
-    ) -> None:
-        self.trade(
-            market,
-            (number, number),
-            trade_id=str(number),
-            price=price,
-            quantity=quantity,
-            side="sell" if buyer_is_maker else "buy",
-            ts_ms=ts_ms,
-            now_ns=now_ns,
-            out=out,
-            span=(str(span[0]), str(span[1])) if span and None not in span else None,
+            number,
+            number,
+            str(number),
+            m.price,
+            m.quantity,
+            "sell" if m.buyer_is_maker else "buy",
+            m.trade_ms if m.trade_ms < _MICROSECONDS else _ms(m.trade_ms),
+            now_ns,
+            out,
+            _span(m.first_id, m.last_id) if aggregate else NO_SPAN,
         )
 
     def _on_mark_price(self, _: Connection, data: bytes, now_ns: int, out: Out) -> None:
@@ -588,16 +587,28 @@ class Binance(Venue):
 
     def _backfill(self, instrument: Instrument, first: int, last: int, out: Out) -> bool:
         # By the numbering that the stream has; a recording may have the other one.
-        aggregate = self._trade_kind.get(instrument.id, self._kind.trade_channel == "aggTrade")
+        market = self.markets.get(instrument.id)
+        aggregate = market.aggregates if market is not None else None
+        if aggregate is None:
+            aggregate = self._kind.trade_channel == "aggTrade"
         path = "aggTrades" if aggregate else "historicalTrades"
         limit = min(1000, last - first + 1)
         path = f"{self._kind.api}/{path}?symbol={quote(instrument.id)}&fromId={first}&limit={limit}"
         out.append(Fetch("trades", instrument.id, path, self._kind.backfill_weight))
         return True
 
+    def _witness_fetch(self, instrument_id: str) -> Fetch:
+        return msgspec.structs.replace(self._depth_fetch(instrument_id, self._at_least(DEPTH)), kind="audit")
+
+    def _witness_message(self, instrument_id: str, on: bool) -> str:
+        # Equal to the book at every equal id of the recordings: 1,271 on spot, 589 on USD-M.
+        stream = f"{instrument_id.lower()}@bookTicker"
+        return _request("SUBSCRIBE" if on else "UNSUBSCRIBE", self.next_id(), [stream])
+
     def _handlers(self) -> dict[str, Callable[[Fetch, bytes, int, Out], None]]:
         return {
             "instruments": self.take_instruments,
+            "audit": self._take_witness,
             "depth": self._take_depth,
             "trades": self._take_trades,
             "funding_rate": self._take_premium,
@@ -618,8 +629,12 @@ class Binance(Venue):
         # As many levels as were asked for: the rest was cut off. (A recording may have asked for another number.)
         limit = parse_qs(urlsplit(fetch.path).query).get("limit", ["0"])[0]
         limits = (min(int(limit), self._kind.depth_limits[-1]),) if limit != "0" else self._kind.depth_limits
-        cut = [len(side) in limits for side in (m.bids, m.asks)]
+        cut = [len(_decode_rows(side)) in limits for side in (m.bids, m.asks)]
         market.book.rest_snapshot(snap, cut_bids=cut[0], cut_asks=cut[1], now_ns=now_ns, out=out)
+
+    def _take_witness(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
+        m = msgspec.json.decode(body, type=_RestDepth)
+        self.auditor.hear(fetch.instrument, "REST", ("id", m.last_id), DEPTH, m.bids, m.asks)
 
     def _take_trades(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
         market = self.market(fetch.instrument)
@@ -627,29 +642,18 @@ class Binance(Venue):
             return
         ids: list[int] = []
         aggregate = b'"a":' in body
-        if self._trade_kind.get(fetch.instrument, aggregate) != aggregate:
+        if market.aggregates not in (None, aggregate):
             raise ValueError("trades of another numbering than the stream's")
         if aggregate:
             for a in msgspec.json.decode(body, type=list[_RestAggregate]):
-                ids.append(a.aggregate_id)
-                span = a.first_id, a.last_id
-                self._emit_trade(
-                    market,
-                    a.aggregate_id,
-                    a.price,
-                    a.quantity,
-                    a.buyer_is_maker,
-                    a.trade_ms,
-                    span,
-                    now_ns,
-                    out,
-                )
+                n, side, span = a.aggregate_id, _taker(a.buyer_is_maker), _span(a.first_id, a.last_id)
+                ids.append(n)
+                self.trade(market, n, n, str(n), a.price, a.quantity, side, a.trade_ms, now_ns, out, span)
         else:
             for t in msgspec.json.decode(body, type=list[_RestTrade]):
                 ids.append(t.id)
-                self._emit_trade(
-                    market, t.id, t.price, t.quantity, t.buyer_is_maker, t.trade_ms, None, now_ns, out
-                )
+                side = _taker(t.buyer_is_maker)
+                self.trade(market, t.id, t.id, str(t.id), t.price, t.quantity, side, t.trade_ms, now_ns, out)
         market.trades.answered((min(ids), max(ids)) if ids else None, now_ns, out)
 
     def _take_premium(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
@@ -738,6 +742,15 @@ class Binance(Venue):
 
 def _ms(time: int) -> int:
     return time if time < _MICROSECONDS else time // 1000
+
+
+def _taker(buyer_is_maker: bool) -> Side:
+    return "sell" if buyer_is_maker else "buy"
+
+
+def _span(first_id: int | None, last_id: int | None) -> tuple[str | None, str | None]:
+    """The trades that an aggregate sums up, as far as it says."""
+    return NO_SPAN if first_id is None or last_id is None else (str(first_id), str(last_id))
 
 
 def _request(method: str, request_id: int, params: list[str] | None = None) -> str:

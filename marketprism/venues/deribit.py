@@ -5,7 +5,7 @@ published by others (acks, resubscription, floats with exponents), recorded traf
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -14,7 +14,6 @@ import msgspec
 
 from marketprism.events import (
     FundingRate,
-    Level,
     Liquidation,
     MarketType,
     OpenInterest,
@@ -22,6 +21,7 @@ from marketprism.events import (
     Trade,
     VolatilityIndex,
 )
+from marketprism.venues.audit import DEPTH, level
 from marketprism.venues.base import (
     MS,
     Budget,
@@ -33,17 +33,18 @@ from marketprism.venues.base import (
     Out,
     Poll,
     Reconnect,
+    Routes,
     Send,
     Socket,
     chunks,
     plain,
+    shown,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, iso
-from marketprism.venues.venue import Market, Venue
+from marketprism.venues.venue import NO_SPAN, Market, Venue
 
 _CHANNELS_PER_CALL = 200  # of about 500
 _HEARTBEAT_S = 10  # the least that is allowed
-_ROUTES_MAX = 10_000
 _EXPONENT_MAX = 40  # a figure with more digits than this is none
 _CANDLES_MAX = 900  # of the 1,000 in one answer
 
@@ -55,8 +56,8 @@ class _Book(msgspec.Struct, gc=False):
     instrument: str = msgspec.field(name="instrument_name")
     ts_ms: int = msgspec.field(name="timestamp")
     change_id: int
-    bids: list[tuple[str, Decimal, Decimal]]  # new | change | delete, price, amount
-    asks: list[tuple[str, Decimal, Decimal]]
+    bids: msgspec.Raw  # [new | change | delete, price, amount]
+    asks: msgspec.Raw
     prev_id: int | None = msgspec.field(name="prev_change_id", default=None)  # a snapshot has none
     type: str = "snapshot"  # or "change"; not there in 2020
 
@@ -80,6 +81,17 @@ class _Ticker(msgspec.Struct, gc=False):
     index_price: Decimal | None = None
     current_funding: Decimal | None = None
     funding_8h: Decimal | None = None
+
+
+class _Best(msgspec.Struct, gc=False):
+    """The best bid and ask of a ticker; 0 and an amount of 0 where there is none."""
+
+    instrument: str = msgspec.field(name="instrument_name")
+    ts_ms: int = msgspec.field(name="timestamp")
+    bid: msgspec.Raw = msgspec.field(name="best_bid_price")
+    bid_amount: msgspec.Raw = msgspec.field(name="best_bid_amount")
+    ask: msgspec.Raw = msgspec.field(name="best_ask_price")
+    ask_amount: msgspec.Raw = msgspec.field(name="best_ask_amount")
 
 
 class _Volatility(msgspec.Struct, gc=False):
@@ -110,6 +122,14 @@ class _TickerParams(msgspec.Struct, gc=False):
 
 class _TickerFrame(msgspec.Struct, gc=False):
     params: _TickerParams
+
+
+class _BestParams(msgspec.Struct, gc=False):
+    data: _Best
+
+
+class _BestFrame(msgspec.Struct, gc=False):
+    params: _BestParams
 
 
 class _VolatilityParams(msgspec.Struct, gc=False):
@@ -176,8 +196,8 @@ class _CandlesAnswer(msgspec.Struct, gc=False):
 class _OrderBook(msgspec.Struct, gc=False):
     ts_ms: int = msgspec.field(name="timestamp")
     change_id: int
-    bids: list[tuple[Decimal, Decimal]]
-    asks: list[tuple[Decimal, Decimal]]
+    bids: msgspec.Raw  # [price, amount]
+    asks: msgspec.Raw
 
 
 class _OrderBookAnswer(msgspec.Struct, gc=False):
@@ -187,6 +207,7 @@ class _OrderBookAnswer(msgspec.Struct, gc=False):
 _decode_book = msgspec.json.Decoder(_BookFrame).decode
 _decode_trades = msgspec.json.Decoder(_TradesFrame).decode
 _decode_ticker = msgspec.json.Decoder(_TickerFrame).decode
+_decode_best = msgspec.json.Decoder(_BestFrame).decode
 _decode_volatility = msgspec.json.Decoder(_VolatilityFrame).decode
 _decode_rpc = msgspec.json.Decoder(_Rpc).decode
 
@@ -203,13 +224,6 @@ def text(number: Decimal) -> str:
         raise ValueError(f"figure out of range: {literal}")
     literal = f"{number:f}"
     return literal if "." in literal else literal + ".0"
-
-
-def _levels(rows: list[tuple[str, Decimal, Decimal]]) -> list[Level]:
-    # A delete has amount 0 by the documentation; the word counts.
-    return [
-        Level(text(price), "0.0" if action == "delete" else text(amount)) for action, price, amount in rows
-    ]
 
 
 def _follows(u: Update, last: int | None) -> bool:
@@ -231,7 +245,7 @@ class Deribit(Venue):
     send_interval_s = 0.35  # a subscription costs 3,000 of a pool refilled by about 10,000 a second
 
     def __init__(self, options: Options) -> None:
-        self._routes: dict[bytes, Callable[[Connection, bytes, int, Out], None] | None] = {}
+        self._routes = Routes(lambda channel: self._route(channel.decode()))
         self._currencies_asked: set[str] = set()
         super().__init__(options)
 
@@ -254,17 +268,14 @@ class Deribit(Venue):
     def _subscribe(self, connection: Connection, out: Out) -> None:
         heartbeat = _call(self.next_id(), "public/set_heartbeat", {"interval": _HEARTBEAT_S})
         out.append(Send(connection.conn, heartbeat))
-        for part in chunks(self._wanted(), _CHANNELS_PER_CALL):
-            self._subscribe_to(connection, list(part), connection.opened_ns, out)
-        for channel in self._wanted():
-            if channel.startswith("book."):
-                self.book(channel.split(".")[1], connection.conn, connection.opened_ns)
+        self._ask_for(connection, self._wanted(), connection.opened_ns, out)
 
-    def _subscribe_to(self, connection: Connection, channels: list[str], now_ns: int, out: Out) -> None:
-        request_id = self.next_id()
-        connection.asked[request_id] = tuple(channels)
-        connection.asked_ns = now_ns
-        out.append(Send(connection.conn, _call(request_id, "public/subscribe", {"channels": channels})))
+    def _ask_for(self, connection: Connection, channels: Sequence[str], now_ns: int, out: Out) -> None:
+        for part in chunks(channels, _CHANNELS_PER_CALL):
+            request_id = self.next_id()
+            connection.ask(request_id, part, now_ns)
+            call = _call(request_id, "public/subscribe", {"channels": list(part)})
+            out.append(Send(connection.conn, call))
 
     def _channels(self, connection: Connection) -> Iterable[str]:
         return (c for c in self._wanted() if c.startswith("book."))  # a subscription always brings a snapshot
@@ -280,14 +291,10 @@ class Deribit(Venue):
             self._on_data(connection, data[at + 11 : data.index(b'"', at + 11)], data, now_ns, out)
 
     def _on_data(self, connection: Connection, channel: bytes, data: bytes, now_ns: int, out: Out) -> None:
-        route = self._routes.get(channel)
-        if route is None and channel not in self._routes:
-            if len(self._routes) >= _ROUTES_MAX:
-                self._routes.clear()
-            route = self._routes[channel] = self._route(channel.decode())
+        route = self._routes[channel]
         if route is not None:
-            if len(connection.seen) < _ROUTES_MAX:
-                connection.seen.add(channel)
+            if channel not in connection.seen:
+                connection.saw(channel)
             route(connection, data, now_ns, out)
 
     def _route(self, channel: str) -> Callable[[Connection, bytes, int, Out], None] | None:
@@ -299,6 +306,8 @@ class Deribit(Venue):
             return self._on_book
         if parts[0] == "trades" and (o.wants("trade") or o.wants("liquidation")):
             return self._on_trades
+        if parts[0] == "ticker" and o.audit_interval_ms:  # a witness; the figures in it are polled
+            return self._on_witness
         if parts[0] == "ticker" and (o.wants("open_interest") or o.wants("funding_rate")):
             return self._on_ticker
         if parts[0] == "deribit_volatility_index" and o.wants("volatility_index"):
@@ -325,17 +334,24 @@ class Deribit(Venue):
         channel = connection.unsubscribing.pop(request_id, None)
         if channel is not None:
             # A live channel that is subscribed again is acknowledged but sends no new snapshot: hence this order.
-            self._subscribe_to(connection, [channel], now_ns, out)
-        asked = connection.asked.pop(request_id, None)
-        if asked is not None and isinstance(result, list):
-            self._diff(asked, result, out)
+            self._ask_for(connection, [channel], now_ns, out)
+        asked = connection.asked.get(request_id, ())
+        if isinstance(result, list):
+            given = connection.acknowledged(request_id, [name for name in result if isinstance(name, str)])
+            self._diff(asked, given, out)
+            for channel in given:
+                if channel.startswith("book."):
+                    self.book(channel.split(".")[1], connection.conn, now_ns)
+        else:
+            connection.acknowledged(request_id)
 
-    def _diff(self, asked: tuple[str, ...], given: list[Any], out: Out) -> None:
+    def _diff(self, asked: Sequence[str], given: Sequence[str], out: Out) -> None:
         """Unknown and malformed channels are dropped without a word."""
-        missing = sorted(set(asked) - {g for g in given if isinstance(g, str)})
+        missing = sorted(set(asked) - set(given))
         if missing:
-            shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-            out.append(Note("error", "not_subscribed", f"{len(missing)} channels not given: {shown}"))
+            out.append(
+                Note("error", "not_subscribed", f"{len(missing)} channels not given: {shown(missing)}")
+            )
 
     def _on_book(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         m = _decode_book(data).params.data
@@ -344,7 +360,7 @@ class Deribit(Venue):
         book = self.book(m.instrument, connection.conn, now_ns)
         if book is None:
             return
-        update = Update(_levels(m.bids), _levels(m.asks), m.ts_ms, m.change_id, None, m.prev_id)
+        update = Update(m.bids, m.asks, m.ts_ms, m.change_id, None, m.prev_id)
         if m.prev_id is None:
             book.snapshot(update, connection.conn, now_ns, out)
         else:
@@ -355,20 +371,22 @@ class Deribit(Venue):
 
     def _take_rows(self, rows: list[_Trade], now_ns: int, out: Out) -> None:
         for row in sorted(rows, key=lambda r: r.seq) if len(rows) > 1 else rows:
-            market = self.market(row.instrument)
+            market = self.markets.get(row.instrument) or self.market(row.instrument)
             if market is None:
                 continue
             new = self.trade(
                 market,
-                (row.seq, row.seq),
-                trade_id=row.trade_id,
-                price=text(row.price),
-                quantity=text(row.amount),
-                side=row.direction,
-                ts_ms=row.ts_ms,
-                now_ns=now_ns,
-                out=out,
-                seq=row.seq,
+                row.seq,
+                row.seq,
+                row.trade_id,
+                text(row.price),
+                text(row.amount),
+                row.direction,
+                row.ts_ms,
+                now_ns,
+                out,
+                NO_SPAN,
+                row.seq,
             )
             if new and row.liquidation and self._liquidation_wanted(row.instrument):
                 self._publish_liquidation(market.instrument, row, now_ns, out)
@@ -411,6 +429,12 @@ class Deribit(Venue):
 
     def _on_ticker(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         self._take_figures(_decode_ticker(data).params.data, now_ns, out)
+
+    def _on_witness(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
+        if self.auditor.check is not None:
+            m = _decode_best(data).params.data
+            bids, asks = level(m.bid, m.bid_amount), level(m.ask, m.ask_amount)
+            self.auditor.hear(m.instrument, "ticker", ("ms", m.ts_ms), 1, bids, asks)
 
     def _on_volatility(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         m = _decode_volatility(data).params.data
@@ -484,7 +508,9 @@ class Deribit(Venue):
 
     def _collected(self, instrument_id: str) -> bool:
         symbols = self.options.symbols
-        return symbols is None or instrument_id in {_resolve(s) for s in symbols}
+        if symbols is None:
+            return super()._collected(instrument_id)
+        return instrument_id in {_resolve(s) for s in symbols}
 
     def _ask_instruments(self) -> Iterable[Fetch]:
         self._currencies_asked = {_listed_under(s) for s in self.markets}
@@ -560,9 +586,19 @@ class Deribit(Venue):
     def _trade_number(self, trade: Trade) -> int | None:
         return trade.trade_seq
 
+    def _witness_fetch(self, instrument_id: str) -> Fetch:
+        path = f"/api/v2/public/get_order_book?instrument_name={quote(instrument_id)}&depth={DEPTH}"
+        return Fetch("audit", instrument_id, path)
+
+    def _witness_message(self, instrument_id: str, on: bool) -> str:
+        # A ticker has no id. At an equal time it is equal to the book: 39 of 39 in the recording of 2021.
+        method = "public/subscribe" if on else "public/unsubscribe"
+        return _call(self.next_id(), method, {"channels": [f"ticker.{instrument_id}.100ms"]})
+
     def _handlers(self) -> dict[str, Callable[[Fetch, bytes, int, Out], None]]:
         return {
             "instruments": self.take_instruments,
+            "audit": self._take_witness,
             "depth": self._take_depth,
             "trades": self._take_trades,
             "ticker": self._take_ticker,
@@ -574,8 +610,11 @@ class Deribit(Venue):
         if market is None or market.book is not None:
             return
         m = msgspec.json.decode(body, type=_OrderBookAnswer).result
-        sides = [[Level(text(p), text(a)) for p, a in side] for side in (m.bids, m.asks)]
-        self.polled_book(market, Update(sides[0], sides[1], m.ts_ms, m.change_id), now_ns, out)
+        self.polled_book(market, Update(m.bids, m.asks, m.ts_ms, m.change_id), now_ns, out)
+
+    def _take_witness(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
+        m = msgspec.json.decode(body, type=_OrderBookAnswer).result
+        self.auditor.hear(fetch.instrument, "REST", ("id", m.change_id), DEPTH, m.bids, m.asks)
 
     def _take_trades(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
         rows = msgspec.json.decode(body, type=_TradesAnswer).result.trades

@@ -6,14 +6,15 @@ of 2026-05-21 (the checksum is fixed to 0), and recorded traffic of 2021, 2022 a
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
 
 import msgspec
 
-from marketprism.events import FundingRate, Level, Liquidation, MarketType, OpenInterest, Side, Unit
+from marketprism.events import FundingRate, Liquidation, MarketType, OpenInterest, Side, Unit
+from marketprism.venues.audit import DEPTH
 from marketprism.venues.base import (
     SECOND,
     Budget,
@@ -25,6 +26,7 @@ from marketprism.venues.base import (
     Out,
     Poll,
     Reconnect,
+    Routes,
     Send,
     Socket,
     chunks,
@@ -32,12 +34,12 @@ from marketprism.venues.base import (
     plain,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, iso
-from marketprism.venues.venue import LSR, RefusedError, Venue
+from marketprism.venues.venue import LSR, NO_SPAN, RefusedError, Venue
 
 _BOOKS_PER_SOCKET = 25  # fewer than 30 deep books on a connection are recommended
 _LEVELS = 400  # of the `books` channel
 _HISTORY_PAGE = 100
-_ROUTES_MAX = 10_000
+_WITNESSES = {"books5": 5, "bbo-tbt": 1}  # channel → levels a side, whole each time
 _SILENT_BOOK_NS = 180 * SECOND  # a book without a change says so about once a minute
 
 
@@ -51,8 +53,8 @@ class _Arg(msgspec.Struct, gc=False):
 
 
 class _BookRow(msgspec.Struct, gc=False):
-    bids: list[Level]  # [price, size, deprecated, orders]: what follows the size is left out
-    asks: list[Level]
+    bids: msgspec.Raw  # [price, size, deprecated, orders]: what follows the size is left out
+    asks: msgspec.Raw
     ts: str
     checksum: int | None = None
     last_id: int | None = msgspec.field(name="seqId", default=None)
@@ -194,6 +196,8 @@ class Okx(Venue):
     """OKX, one of the two workers that share its protocol."""
 
     numbering = Numbering(_follows, _splices, _contained, monotone=False)
+    # A check takes two of the 480 operations that a connection has in an hour: so it takes a quarter of them.
+    witness_pause_ns = 60 * SECOND
     # A quarter below what is allowed, per endpoint and IP.
     budgets = (
         Budget("books", 30, 2),
@@ -204,9 +208,10 @@ class Okx(Venue):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self._routes: dict[bytes, tuple[Callable[..., None], _Arg] | None] = {}
+        self._routes = Routes(self._route)
         # A recording may hold several channels of the same thing: the first one of each instrument counts.
-        self._channel_of: dict[tuple[str, str], str] = {}
+        self._book_channel: dict[str, str] = {}
+        self._trade_channel: dict[str, str] = {}
         self._unseeded: set[str] = set()  # instruments whose REST book carries no sequence id
 
     # -- websocket ---------------------------------------------------------------------------------------------
@@ -233,13 +238,14 @@ class Okx(Venue):
 
     def _subscribe(self, connection: Connection, out: Out) -> None:
         args = self._args().get(connection.socket, [])
+        self._ask_for(connection, [_name(arg) for arg in args], connection.opened_ns, out)
+
+    def _ask_for(self, connection: Connection, channels: Sequence[str], now_ns: int, out: Out) -> None:
+        args = [arg for arg in self._args().get(connection.socket, []) if _name(arg) in channels]
         if args:
             out.append(Send(connection.conn, _operation("subscribe", args)))
         for arg in args:
-            name = _name(arg)
-            connection.asked[name] = (name,)
-            if arg.channel == "books":
-                self.book(arg.inst_id, connection.conn, connection.opened_ns)
+            connection.ask(_name(arg), [_name(arg)], now_ns)
 
     def _channels(self, connection: Connection) -> Iterable[str]:
         # A book without a change says so about once a minute; trades and liquidations may rightly be silent.
@@ -271,28 +277,26 @@ class Okx(Venue):
     def _frame(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         if data.startswith(b'{"arg":{'):
             prefix = data[: data.index(b"}")]
-            route = self._routes.get(prefix)
-            if route is None and prefix not in self._routes:
-                route = self._learn(prefix)
-            if route is None:
-                return
-            handler, arg = route
-            handler(arg, connection, data, now_ns, out)
+            route = self._routes[prefix]
+            if route is not None:
+                handler, arg, name = route
+                if name not in connection.seen:
+                    connection.saw(name)
+                handler(arg, connection, data, now_ns, out)
         elif data != b"pong":
             self._on_event(connection, data, now_ns, out)
 
-    def _learn(self, prefix: bytes) -> tuple[Callable[..., None], _Arg] | None:
+    def _route(self, prefix: bytes) -> tuple[Callable[..., None], _Arg, bytes] | None:
         """What takes the frames that begin like this."""
         arg = msgspec.json.decode(prefix[len(b'{"arg":') :] + b"}", type=_Arg)
-        handler = self._handler(arg.channel)
-        if len(self._routes) >= _ROUTES_MAX:
-            self._routes.clear()
-        route = self._routes[prefix] = (handler, arg) if handler else None
-        return route
+        handler = self._handler(arg)
+        return (handler, arg, _name(arg).encode()) if handler else None
 
-    def _handler(self, channel: str) -> Callable[..., None] | None:
-        kind = _KIND_OF.get(channel, "orderbook" if channel.startswith("books") else "")
-        if not kind or not self.options.wants(kind):
+    def _handler(self, arg: _Arg) -> Callable[..., None] | None:
+        if arg.channel in _WITNESSES:
+            return self._on_witness
+        kind = _KIND_OF.get(arg.channel, "orderbook" if arg.channel.startswith("books") else "")
+        if not kind or not self.options.wants(kind) or (arg.inst_id and self.market(arg.inst_id) is None):
             return None
         return {
             "orderbook": self._on_books,
@@ -305,15 +309,19 @@ class Okx(Venue):
     def _on_event(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         m = _decode_event(data)
         if m.event == "subscribe" and m.arg is not None:
-            connection.asked.pop(_name(m.arg), None)
+            connection.acknowledged(_name(m.arg))
+            connection.missing.discard(_name(m.arg))  # however late
+            if m.arg.channel == "books":
+                self.book(m.arg.inst_id, connection.conn, now_ns)
         elif not m.event and m.arg is not None:  # data, but not written as OKX does
-            handler = self._handler(m.arg.channel)
+            handler = self._handler(m.arg)
             if handler is not None:
+                connection.saw(_name(m.arg).encode())
                 handler(m.arg, connection, data, now_ns, out)
         elif m.event == "notice":
-            out.append(Reconnect(connection.conn, f"notice {m.code}", overlap=True))
+            out.append(Reconnect(connection.conn, f"notice {m.code[:20]}", overlap=True))
         elif m.event in ("error", "channel-conn-count-error"):
-            out.append(Note("error", "refused", f"{self.options.name}: code {m.code}: {m.msg[:200]}"))
+            out.append(Note("error", "refused", f"{self.options.name}: code {m.code[:20]}: {m.msg[:200]}"))
 
     def _on_books(self, arg: _Arg, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         m = _decode_books(data)
@@ -321,12 +329,11 @@ class Okx(Venue):
             return
         if m.action not in ("snapshot", "update"):
             raise ValueError(f"action {m.action!r} of a book")
-        if self._channel_of.setdefault(("book", arg.inst_id), arg.channel) != arg.channel:
+        if self._book_channel.setdefault(arg.inst_id, arg.channel) != arg.channel:
             return
         book = self.book(arg.inst_id, connection.conn, now_ns)
         if book is None:
             return
-        connection.seen.add(_name(arg).encode())
         for row in m.data:
             # 0 since 2026-06-23: nothing to compare with.
             update = Update(
@@ -338,29 +345,42 @@ class Okx(Venue):
             else:
                 book.receive(update, connection.conn, now_ns, out)
 
+    def _on_witness(self, arg: _Arg, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
+        if self.auditor.check is not None:
+            for row in _decode_books(data).data:
+                self._hear(arg.inst_id, arg.channel, _WITNESSES[arg.channel], row)
+
+    def _hear(self, instrument_id: str, witness: str, depth: int, row: _BookRow) -> None:
+        if row.last_id is not None:
+            self.auditor.hear(instrument_id, witness, ("id", row.last_id), depth, row.bids, row.asks)
+
     def _on_trades(self, arg: _Arg, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
-        if self._channel_of.setdefault(("trade", arg.inst_id), arg.channel) != arg.channel:
+        if self._trade_channel.setdefault(arg.inst_id, arg.channel) != arg.channel:
             return
         self._take_trade_rows(_decode_trades(data).data, now_ns, out)
 
     def _take_trade_rows(self, rows: list[_TradeRow], now_ns: int, out: Out) -> None:
         for row in sorted(rows, key=lambda r: int(r.trade_id)) if len(rows) > 1 else rows:
-            market = self.market(row.inst_id)
+            market = self.markets.get(row.inst_id) or self.market(row.inst_id)
             if market is None:
                 continue
-            last = int(row.trade_id)
-            first = last - max(int(row.count), 1) + 1
+            last = first = int(row.trade_id)
+            span = NO_SPAN
+            if row.count != "1":
+                first -= max(int(row.count), 1) - 1
+                span = (str(first), row.trade_id) if first != last else NO_SPAN
             self.trade(
                 market,
-                (first, last),
-                trade_id=row.trade_id,
-                price=row.price,
-                quantity=row.size,
-                side=row.side,
-                ts_ms=int(row.ts),
-                now_ns=now_ns,
-                out=out,
-                span=(str(first), row.trade_id) if first != last else None,
+                first,
+                last,
+                row.trade_id,
+                row.price,
+                row.size,
+                row.side,
+                int(row.ts),
+                now_ns,
+                out,
+                span,
             )
 
     def _on_funding(self, _: _Arg, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
@@ -481,7 +501,7 @@ class Okx(Venue):
         if book.numbered and i not in self._unseeded:
             out.append(self._depth_fetch(i, _LEVELS))
             return True
-        arg = _Arg(self._channel_of.get(("book", i), "books"), i)
+        arg = _Arg(self._book_channel.get(i, "books"), i)
         for connection in self.connections_of(book):
             out.append(Send(connection.conn, _operation("unsubscribe", [arg])))
             out.append(Send(connection.conn, _operation("subscribe", [arg])))
@@ -494,9 +514,18 @@ class Okx(Venue):
         out.append(Fetch("trades", instrument.id, path, 1, "history"))
         return True
 
+    def _witness_fetch(self, instrument_id: str) -> Fetch:
+        return msgspec.structs.replace(self._depth_fetch(instrument_id, DEPTH), kind="audit")
+
+    def _witness_message(self, instrument_id: str, on: bool) -> str:
+        # An instrument's sequence ids are the same on all its channels (OKX docs-v5, order book channel).
+        args = [_Arg(channel, instrument_id) for channel in _WITNESSES]
+        return _operation("subscribe" if on else "unsubscribe", args)
+
     def _handlers(self) -> dict[str, Callable[[Fetch, bytes, int, Out], None]]:
         return {
             "instruments": self.take_instruments,
+            "audit": self._take_witness,
             "depth": self._take_depth,
             "trades": self._take_trades,
             "funding_rate": self._take_funding,
@@ -519,6 +548,9 @@ class Okx(Venue):
         else:
             # What lies beyond 400 levels never comes over the stream either: the book is whole as far as it goes.
             market.book.rest_snapshot(snap, cut_bids=False, cut_asks=False, now_ns=now_ns, out=out)
+
+    def _take_witness(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
+        self._hear(fetch.instrument, "REST", DEPTH, _rows(body, list[_BookRow])[0])
 
     def _take_trades(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
         rows = _rows(body, list[_TradeRow])

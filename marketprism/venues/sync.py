@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from marketprism.book import Book
-from marketprism.events import Event, Gap, GapCause, Level, OrderBook, OrderBookDelta
-from marketprism.venues.base import MS, SECOND, Instrument, Note, Options, Out, elapsed
+from marketprism.book import Book, Buffer
+from marketprism.events import Event, Gap, GapCause, OrderBook, OrderBookDelta, as_sent
+from marketprism.venues.base import MS, SECOND, Instrument, Note, Options, Out, elapsed, excerpt
 
 _RETRY_FIRST_NS = SECOND
 _RETRY_MAX_NS = 30 * SECOND
@@ -21,6 +21,7 @@ _ANSWER_NS = 15 * SECOND  # how long an asked-for snapshot may take
 _AHEAD_MAX = 2_000  # updates held of a connection that runs ahead of the other …
 _AHEAD_NS = 10 * SECOND  # … and for how long
 _HISTORY = 512  # applied updates remembered, to tell a repeated one from a gap
+NO_LEVELS = b"[]"
 _QUIET_NS = 5 * SECOND
 _RECHECK_NS = 10 * SECOND
 _GROWTH_MAX = 20_000  # levels of a side, beyond which it is fetched afresh
@@ -31,8 +32,8 @@ _ANEW_MS = 10_000
 class Update(msgspec.Struct, gc=False):
     """A message about a book, in common terms. Ids are None where the exchange sends none."""
 
-    bids: list[Level]
-    asks: list[Level]
+    bids: Buffer  # JSON, as sent
+    asks: Buffer
     ts_ms: int | None
     last_id: int | None
     first_id: int | None = None
@@ -68,7 +69,7 @@ class BookSync:
 
         It returns whether an answer is certain, as it is for a REST request, however long that may take.
         """
-        self.instrument = instrument
+        self.describe(instrument)
         self.book = Book()
         self.live = False
         self.last_id: int | None = None
@@ -99,13 +100,18 @@ class BookSync:
         self._slot: int | None = None
         self._checkpoint: int | None = None
         self._owed: Gap | None = None  # a hole to be told with the next snapshot (restart)
+        self.watch: Callable[[BookSync], None] | None = None  # told of each update that was applied
+
+    def describe(self, instrument: Instrument) -> None:
+        """This is the instrument, as far as is known now."""
+        self.instrument = instrument
+        self._subject = instrument.subject("orderbook_delta")
+        self._ids = instrument.event_id("orderbook_delta", "")  # what all ids begin with
 
     # -- connections -------------------------------------------------------------------------------------------
 
     def joined(self, conn: str, now_ns: int) -> None:
         """A connection has subscribed to this book."""
-        if conn in self.conns:
-            return
         self.conns.add(conn)
         if not self.live and self._asked_ns is None:
             # Without a word from the stream until then, ask for the book all the same.
@@ -268,8 +274,12 @@ class BookSync:
         if self.live:
             self._publish_snapshot(now_ns, out)
 
-    def resume(self, last_id: int | None, last_ts_ms: int | None) -> None:
-        """What the stream held when this collector started: the hole since then is told with the first book."""
+    def resume(self, last_id: int | None = None, last_ts_ms: int | None = None) -> None:
+        """What the stream held when this collector started, None: nothing that is known.
+
+        The hole since then is told with the first book, even where none can be seen from here: another collector may
+        be publishing, so whoever drives this has to ask the stream.
+        """
         self._owed = self._gap("restart", None, "", last_id, last_ts_ms)
 
     # -- chain -------------------------------------------------------------------------------------------------
@@ -299,13 +309,14 @@ class BookSync:
     def _take(self, update: Update, now_ns: int, out: Out) -> None:
         """Apply one update that follows, and publish it."""
         self._maybe_show(update, now_ns, out)
-        if update.bids or update.asks:
-            try:
-                self.book.apply(update.bids, update.asks)
-            except ValueError as e:
-                self.lose("malformed", now_ns, out, detail=str(e))
-                return
-        elif update.prev_id is not None and update.prev_id == update.last_id:
+        try:
+            bids, asks = self.book.apply(update.bids, update.asks)
+        except ValueError as e:
+            text = f"change of a book refused: {excerpt(e)}"
+            out.append(Note("warning", "malformed", text, self.instrument.id))
+            self.lose("malformed", now_ns, out, detail=excerpt(e))
+            return
+        if bids == asks == NO_LEVELS and update.prev_id is not None and update.prev_id == update.last_id:
             return  # OKX: nothing changed for a minute
         if self.book.crossed:
             self._defect("crossed", update, now_ns, out)
@@ -319,10 +330,12 @@ class BookSync:
         self.last_checksum = update.checksum
         if not self._numbering.monotone:
             self._recent.append((update.prev_id, update.last_id))
-        self._publish("delta", update, now_ns, out)
+        self._publish("delta", update, bids, asks, now_ns, out)
         if self._refreshing:
             self._pending.append(("", update))
             self._rebase(now_ns, out)
+        if self.watch is not None:
+            self.watch(self)
 
     def _defect(self, cause: GapCause, update: Update, now_ns: int, out: Out) -> None:
         self._lost(cause, out, update)
@@ -370,7 +383,8 @@ class BookSync:
         try:
             self.book.load(snap.bids, snap.asks, cut_bids=cut_bids, cut_asks=cut_asks)
         except ValueError as e:
-            out.append(Note("warning", "malformed", f"snapshot refused: {e}", self.instrument.id))
+            text = f"snapshot refused: {excerpt(e)}"
+            out.append(Note("warning", "malformed", text, self.instrument.id))
             self._retry_later(now_ns)
             return
         wrong = "crossed" if self.book.crossed else ""
@@ -390,19 +404,15 @@ class BookSync:
         self._recent.clear()
         self._recent.append((None, snap.last_id))
         self._base = snap.last_id, snap.ts_ms
-        self._checked_ns = now_ns
+        self._checked_ns = self.heard_ns = now_ns
         self._settle(now_ns, out)
         self._publish_snapshot(now_ns, out)
 
     def _settle(self, now_ns: int, out: Out) -> None:
-        """Tell the hole since the last run, unless the stream already ends where this book begins."""
+        """Tell the hole between what the stream held at the start and this first book."""
         gap, self._owed = self._owed, None
-        if gap is None or gap.last_id_before is None or self.last_id is None:
+        if gap is None or self.last_id is None:
             return
-        if gap.last_id_before == str(self.last_id):
-            return
-        if self._numbering.monotone and int(gap.last_id_before) > self.last_id:
-            return  # another collector has been publishing
         gap.first_id_after, gap.first_ts_ms_after = str(self.last_id), self.last_ts_ms
         gap.collected_ts_ms = now_ns // MS
         identity = f"orderbook_delta:{gap.last_id_before}:{gap.first_id_after}"
@@ -435,8 +445,7 @@ class BookSync:
         return bool(
             (book.exact_from and bids < least)
             or (book.exact_to and asks < least)
-            or len(book.bids.prices) > _GROWTH_MAX
-            or len(book.asks.prices) > _GROWTH_MAX
+            or max(book.sizes()) > _GROWTH_MAX
         )
 
     def _ask(self, now_ns: int, out: Out) -> None:
@@ -479,15 +488,15 @@ class BookSync:
     def _show(self, now_ns: int, out: Out) -> None:
         """Publish the top as an `orderbook` event."""
         self._shown = self._state
-        bids, asks = self.book.top(self._options.snapshot_depth)
-        out.append(order_book(self.instrument, bids, asks, self.last_id, self.last_ts_ms, now_ns))
+        top = self.book.top(self._options.snapshot_depth)
+        out.append(order_book(self.instrument, *top, self.last_id, self.last_ts_ms, now_ns))
 
     def _publish_snapshot(self, now_ns: int, out: Out) -> None:
         bids, asks = self.book.all()
         whole = Update(bids, asks, self.last_ts_ms, self.last_id, checksum=self.last_checksum)
-        self._publish("snapshot", whole, now_ns, out)
+        self._publish("snapshot", whole, bids, asks, now_ns, out)
 
-    def _publish(self, update_type: str, u: Update, now_ns: int, out: Out) -> None:
+    def _publish(self, update_type: str, u: Update, bids: bytes, asks: bytes, now_ns: int, out: Out) -> None:
         i = self.instrument
         whole = update_type == "snapshot"
         book = self.book
@@ -499,15 +508,15 @@ class BookSync:
             ts_ms=u.ts_ms,
             collected_ts_ms=now_ns // MS,
             update_type="snapshot" if whole else "delta",
-            bids=u.bids,
-            asks=u.asks,
+            bids=as_sent(bids),
+            asks=as_sent(asks),
             first_update_id=u.first_id,
             last_update_id=u.last_id,
             prev_update_id=u.prev_id,
             quantity_unit=i.unit,
             checksum=u.checksum,
-            exact_from=book.exact_from.price if whole and book.exact_from else None,
-            exact_to=book.exact_to.price if whole and book.exact_to else None,
+            exact_from=book.exact_from if whole else None,
+            exact_to=book.exact_to if whole else None,
         )
         if u.last_id is None:
             identity = f"{update_type}:{u.ts_ms}:{u.checksum}"
@@ -518,7 +527,7 @@ class BookSync:
             identity = f"{u.first_id or u.prev_id}-{u.last_id}"
             if not self._numbering.monotone:
                 identity += f":{u.ts_ms}"
-        out.append(Event(i.subject("orderbook_delta"), i.event_id("orderbook_delta", identity), data))
+        out.append(Event(self._subject, self._ids + identity, data))
 
     def _gap(
         self, cause: GapCause, update: Update | None, detail: str, last_id: int | None, last_ts_ms: int | None
@@ -549,8 +558,10 @@ def _resets(update: Update) -> bool:
 
 def order_book(
     instrument: Instrument,
-    bids: list[Level],
-    asks: list[Level],
+    bids: bytes,
+    asks: bytes,
+    n_bids: int,
+    n_asks: int,
     last_id: int | None,
     ts_ms: int | None,
     now_ns: int,
@@ -563,9 +574,9 @@ def order_book(
         instrument_id=instrument.id,
         ts_ms=ts_ms,
         collected_ts_ms=now_ns // MS,
-        bids=bids,
-        asks=asks,
-        depth_levels=max(len(bids), len(asks)),
+        bids=as_sent(bids),
+        asks=as_sent(asks),
+        depth_levels=max(n_bids, n_asks),
         last_update_id=last_id,
         quantity_unit=instrument.unit,
         normalized_symbol=instrument.symbol,

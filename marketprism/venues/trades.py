@@ -14,6 +14,7 @@ from marketprism.venues.base import MS, SECOND, Instrument, Out, elapsed
 _PAGES_MAX = 100  # of REST backfill for one hole; more would starve everything else of its budget
 _ATTEMPTS_MAX = 6  # after the first; with the pauses between them about a minute
 _RETRY_MAX_NS = 30 * SECOND
+_HOLES_MAX = 1_000  # looked for at a time
 _ANEW_MS = 10_000
 _SKEW_MS = 60_000  # a time further ahead of ours than this is not one
 
@@ -59,11 +60,13 @@ class TradeLog:
 
     def accept(self, first_id: int, last_id: int, ts_ms: int, now_ns: int, out: Out) -> bool:
         """Whether a trade with these ids (first and last of what it sums up) is new. Notes holes."""
-        if self.last_id is None or last_id > self.last_id:
-            if self.last_id is not None and first_id > self.last_id + 1:
-                hole = Hole(self.last_id + 1, first_id - 1, self._cause, self.last_ts_ms, ts_ms)
+        newest = self.last_id
+        if newest is None or last_id > newest:
+            if newest is not None and first_id > newest + 1:
+                hole = Hole(newest + 1, first_id - 1, self._cause, self.last_ts_ms, ts_ms)
                 self._open(hole, now_ns, out)
-            self._take(last_id, ts_ms)
+            self.last_id, self.last_ts_ms = last_id, ts_ms
+            self._cause = "sequence"
             return True
         for hole in self._holes:
             if hole.first <= last_id <= hole.last:
@@ -126,6 +129,8 @@ class TradeLog:
 
     def _open(self, hole: Hole, now_ns: int, out: Out) -> None:
         self._holes.append(hole)
+        if len(self._holes) > _HOLES_MAX:
+            self._close(self._holes[1], now_ns, out)  # the first one is being asked for
         if len(self._holes) == 1:
             self._ask(now_ns, out)
 

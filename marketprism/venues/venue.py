@@ -1,8 +1,8 @@
 """The half of a venue that is the same for all exchanges: instruments, connections, REST answers, time."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from math import isfinite
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
 from typing import Any, ClassVar
 
 import msgspec
@@ -20,7 +20,9 @@ from marketprism.events import (
     Trade,
     decode,
 )
+from marketprism.venues.audit import Auditor
 from marketprism.venues.base import (
+    EXCERPT_CHARS,
     MS,
     SECOND,
     Budget,
@@ -36,6 +38,7 @@ from marketprism.venues.base import (
     check_alive,
     check_silent,
     elapsed,
+    excerpt,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, order_book
 from marketprism.venues.trades import TradeLog
@@ -61,16 +64,28 @@ _TOO_MANY = (418, 429)
 _REMEMBERED_MAX = 10_000
 
 
+NO_SPAN: tuple[str | None, str | None] = None, None  # a trade that sums up no others
+
+
 class Market:
     """All that is held of one instrument."""
 
-    __slots__ = ("book", "instrument", "mark_price", "trades")
+    __slots__ = ("aggregates", "book", "instrument", "mark_price", "trade_ids", "trade_subject", "trades")
 
     def __init__(self, instrument: Instrument, trades: TradeLog) -> None:
-        self.instrument = instrument
         self.trades = trades
         self.book: BookSync | None = None
         self.mark_price: str | None = None
+        self.aggregates: bool | None = None  # Binance: whether its trades are aggregates; None: not known yet
+        self.describe(instrument)
+
+    def describe(self, instrument: Instrument) -> None:
+        """This is the instrument, as far as is known now."""
+        self.instrument = self.trades.instrument = instrument
+        self.trade_subject = instrument.subject("trade")
+        self.trade_ids = instrument.event_id("trade", "")  # what all their ids begin with
+        if self.book is not None:
+            self.book.describe(instrument)
 
 
 class Venue(ABC):
@@ -84,21 +99,27 @@ class Venue(ABC):
     unnumbered: ClassVar[frozenset[str]] = frozenset({"liquidation"})
     # Pause between two messages of ours on one connection; exchanges count them.
     send_interval_s: ClassVar[float] = 0.25
+    # Pause between two subscriptions of witnesses on one connection.
+    witness_pause_ns: ClassVar[int] = 0
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self._data_types = options.data_types
         self.ready = False  # instruments are known: connect
-        self.malformed = 0
         self.instruments: dict[str, Instrument] = {}
         self.markets: dict[str, Market] = {}
         self.connections: dict[str, Connection] = {}
         self._newest_ts_ms: dict[tuple[str, str], int] = {}  # of polled types, by (data type, instrument)
         self._asked_instruments_ns: int | None = None
         self._down_ns: dict[str, int] = {}  # socket → since when it has no connection
+        self._vain: dict[str, int] = {}  # socket → how many connections in a row brought nothing
         self._request_id = 0
         self._remembered: dict[
             str, None
         ] = {}  # ids of events without a number that were published, oldest first
+        self.auditor = Auditor(
+            self._witness_fetch, self._witness_message, options.audit_interval_ms * MS, self.witness_pause_ns
+        )
         for symbol in options.symbols or ():
             self.market(symbol)
 
@@ -130,6 +151,10 @@ class Venue(ABC):
     def _subscribe(self, connection: Connection, out: Out) -> None: ...
 
     @abstractmethod
+    def _ask_for(self, connection: Connection, channels: Sequence[str], now_ns: int, out: Out) -> None:
+        """Subscribe these channels, and note that they were asked for."""
+
+    @abstractmethod
     def _frame(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         """One frame. Raises one of MALFORMED on what is not as documented."""
 
@@ -144,6 +169,14 @@ class Venue(ABC):
     @abstractmethod
     def _backfill(self, instrument: Instrument, first: int, last: int, out: Out) -> bool:
         """Ask for the trades `first` to `last`; False where the exchange does not offer it."""
+
+    @abstractmethod
+    def _witness_fetch(self, instrument_id: str) -> Fetch:
+        """Asks REST for the best levels of a book, to check a live one; of kind "audit"."""
+
+    @abstractmethod
+    def _witness_message(self, instrument_id: str, on: bool) -> str:
+        """Subscribes, or ends, the channels that tell the best levels by another way than the book's channel."""
 
     @abstractmethod
     def _handlers(self) -> dict[str, Callable[[Fetch, bytes, int, Out], None]]:
@@ -222,12 +255,15 @@ class Venue(ABC):
             out += self._ask_instruments()
         check_alive(self.connections.values(), now_ns, self._probe, self.probe_after_ns, out)
         for connection in self.connections.values():
-            check_acks(connection, now_ns, out)
-            check_silent(connection, self._channels, now_ns, out)
+            missing = check_acks(connection, now_ns, out)
+            if missing:
+                self._ask_for(connection, missing, now_ns, out)
+            check_silent(connection, self._channels, self._vain, now_ns, out)
         for market in self.markets.values():
             market.trades.tick(now_ns, out)
             if market.book is not None:
                 market.book.tick(now_ns, out)
+        self.auditor.tick((m.book for m in self.markets.values() if m.book is not None), now_ns, out)
         return out
 
     def finish(self, now_ns: int) -> Out:
@@ -244,6 +280,11 @@ class Venue(ABC):
             book.republish(now_ns, out)
         return out
 
+    @property
+    def missing_channels(self) -> int:
+        """How many channels are wanted and not subscribed, though they were asked for."""
+        return sum(len(c.missing) for c in self.connections.values())
+
     # -- where an earlier run stopped --------------------------------------------------------------------------
 
     def resume_subjects(self) -> list[str]:
@@ -254,21 +295,29 @@ class Venue(ABC):
         return [m.instrument.subject(t) for m in self.markets.values() for t in sorted(types)]
 
     def resume(self, payloads: Iterable[bytes]) -> None:
-        """The last events published by an earlier run, so that what was missed since is told or fetched."""
+        """The last events in the stream, by an earlier run or another collector; what was missed is told or fetched.
+
+        Of a book a `restart` gap is told with its first snapshot in any case: see `BookSync.resume`.
+        """
+        for market in self.markets.values():
+            if market.book is not None:
+                market.book.resume()
         for payload in payloads:
             try:
-                data = decode(payload)
-            except msgspec.DecodeError:
-                continue  # of an earlier system: nothing to go on
-            market = self.markets.get(data.instrument_id)
-            if isinstance(data, Trade) and market is not None:
-                number = self._trade_number(data)
-                if number is not None:
-                    market.trades.resume(number, data.trade_ts_ms)
-            elif isinstance(data, OrderBookDelta) and market is not None and market.book is not None:
-                market.book.resume(data.last_update_id, data.ts_ms)
-            elif data.ts_ms is not None:
-                self._newest_ts_ms[_data_type(data), data.instrument_id] = data.ts_ms
+                self._resume(decode(payload))
+            except MALFORMED:
+                continue  # of an earlier system, or of a stranger: nothing to go on
+
+    def _resume(self, data: Payload) -> None:
+        market = self.markets.get(data.instrument_id)
+        if isinstance(data, Trade) and market is not None:
+            number = self._trade_number(data)
+            if number is not None:
+                market.trades.resume(number, data.trade_ts_ms)
+        elif isinstance(data, OrderBookDelta) and market is not None and market.book is not None:
+            market.book.resume(data.last_update_id, data.ts_ms)
+        elif data.ts_ms is not None:
+            self._newest_ts_ms[_data_type(data), data.instrument_id] = data.ts_ms
 
     def _trade_number(self, trade: Trade) -> int | None:
         """The running number of a published trade."""
@@ -288,11 +337,11 @@ class Venue(ABC):
 
     def book(self, instrument_id: str, conn: str, now_ns: int) -> BookSync | None:
         """The book that an update on this connection is for."""
-        market = self.market(instrument_id)
-        if market is None or market.book is None:
-            return None
-        market.book.joined(conn, now_ns)
-        return market.book
+        market = self.markets.get(instrument_id) or self.market(instrument_id)
+        book = None if market is None else market.book
+        if book is not None and conn not in book.conns:
+            book.joined(conn, now_ns)
+        return book
 
     def describe(self, instrument_id: str) -> Instrument:
         """An instrument, collected or not."""
@@ -330,9 +379,7 @@ class Venue(ABC):
             self.instruments[instrument.id] = instrument
             market = self.markets.get(instrument.id)
             if market is not None:
-                market.instrument = market.trades.instrument = instrument
-                if market.book is not None:
-                    market.book.instrument = instrument
+                market.describe(instrument)
         if not self.ready and self._instruments_complete(fetch):
             self._begin(out)
 
@@ -356,8 +403,8 @@ class Venue(ABC):
     def trade(
         self,
         market: Market,
-        number: tuple[int, int],
-        *,
+        first: int,
+        last: int,
         trade_id: str,
         price: str,
         quantity: str,
@@ -365,21 +412,21 @@ class Venue(ABC):
         ts_ms: int,
         now_ns: int,
         out: Out,
-        span: tuple[str, str] | None = None,
+        span: tuple[str | None, str | None] = NO_SPAN,
         seq: int | None = None,
     ) -> bool:
         """Publish a trade unless it has been; returns whether it is new. Raises ValueError on a figure that is none.
 
-        `number`: first and last running number of what it sums up.
+        `first` and `last`: running numbers of what it sums up. On the way of every trade, hence no keywords.
         """
         i = market.instrument
-        base_quantity = i.base_quantity(quantity, price)
+        base_quantity = quantity if i.unit == "base" else i.base_quantity(quantity, price)
         # Before the number counts as seen: a trade that cannot be read is a hole, not a repetition.
-        if not (isfinite(float(price)) and isfinite(float(quantity))):
-            raise ValueError(f"trade of {quantity!r} at {price!r}")
-        if not market.trades.accept(*number, ts_ms, now_ns, out):
+        if not (-inf < float(price) * float(quantity) < inf and trade_id.isprintable()):
+            raise ValueError(f"trade {trade_id!r} of {quantity!r} at {price!r}")
+        if not market.trades.accept(first, last, ts_ms, now_ns, out):
             return False
-        if not self.options.wants("trade"):
+        if "trade" not in self._data_types:
             return True
         data = Trade(
             exchange=i.exchange,
@@ -395,12 +442,12 @@ class Venue(ABC):
             quantity_unit=i.unit,
             side=side,
             trade_ts_ms=ts_ms,
-            first_trade_id=span[0] if span else None,
-            last_trade_id=span[1] if span else None,
+            first_trade_id=span[0],
+            last_trade_id=span[1],
             trade_seq=seq,
             normalized_symbol=i.symbol,
         )
-        out.append(Event(i.subject("trade"), i.event_id("trade", trade_id), data))
+        out.append(Event(market.trade_subject, market.trade_ids + trade_id, data))
         return True
 
     def publish(
@@ -416,6 +463,8 @@ class Venue(ABC):
         """Publish an event of the rarer types."""
         data_type = str(cls.__struct_config__.tag)
         event_id = i.event_id(data_type, identity)
+        if not event_id.isprintable():
+            raise ValueError(f"an id that is not printable: {event_id[:EXCERPT_CHARS]!r}")
         if data_type in self.unnumbered and not self.remember(event_id):
             return  # the other of two connections brought it
         data: Any = cls(
@@ -434,7 +483,7 @@ class Venue(ABC):
         book = Book()
         book.load(snap.bids, snap.asks)
         if book.crossed:
-            raise ValueError(f"best bid at or above best ask: {snap.bids[:1]} {snap.asks[:1]}")
+            raise ValueError(f"best bid at or above best ask: {book.best()}")
         top = book.top(self.options.snapshot_depth)
         out.append(order_book(market.instrument, *top, snap.last_id, snap.ts_ms, now_ns))
 
@@ -442,7 +491,9 @@ class Venue(ABC):
 
     def _collected(self, instrument_id: str) -> bool:
         symbols = self.options.symbols
-        return instrument_id in symbols if symbols is not None else instrument_id != ""
+        if symbols is not None:
+            return instrument_id in symbols
+        return instrument_id != "" and instrument_id.isprintable()
 
     def _books(self, instrument_ids: Iterable[str]) -> Iterator[BookSync]:
         for instrument_id in instrument_ids:
@@ -451,9 +502,8 @@ class Venue(ABC):
                 yield market.book
 
     def _malformed(self, what: str, data: bytes, error: Exception, out: Out) -> None:
-        self.malformed += 1
-        excerpt = data[:120].decode("utf-8", "replace")
-        out.append(Note("warning", "malformed", f"{what} not as documented: {error}: {excerpt!r}"))
+        start = data[:EXCERPT_CHARS].decode("utf-8", "replace")
+        out.append(Note("warning", "malformed", f"{what} not as documented: {excerpt(error)}: {start!r}"))
 
     def _refused(self, fetch: Fetch, status: int, body: bytes, now_ns: int, out: Out) -> None:
         market = self.markets.get(fetch.instrument)
@@ -465,9 +515,9 @@ class Venue(ABC):
         elif fetch.kind == "trades" and market is not None:
             market.trades.failed(now_ns, out, final=final)
         if status:
-            excerpt = body[:120].decode("utf-8", "replace")
+            start = body[:EXCERPT_CHARS].decode("utf-8", "replace")
             out.append(
-                Note("warning", "rest_error", f"{fetch.path}: HTTP {status} {excerpt}", fetch.instrument)
+                Note("warning", "rest_error", f"{fetch.path}: HTTP {status} {start}", fetch.instrument)
             )
 
     def _tell_unnumbered(self, socket: str, since_ns: int, now_ns: int, out: Out) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 
 from marketprism.capture import Frame
 from marketprism.config import ExchangeSettings
-from marketprism.events import Event
+from marketprism.events import Event, Trade
 from marketprism.logs import RateLimitedLog
 from marketprism.venues import VENUES
-from marketprism.venues.base import Fetch, Note, Out, Reconnect, Send
+from marketprism.venues.base import Fetch, Note, Out, Output, Reconnect, Send
 from marketprism.worker.feed import Feed
 from marketprism.worker.options import venue_options
 from marketprism.worker.poller import TIMEOUT_S, Poller
@@ -32,8 +32,12 @@ class Collector:
         emit: Callable[[Event, int], None],
         flush: Callable[[], None],
         recorder: Recorder | None = None,
+        emit_late: Callable[[Event, int], None] | None = None,
     ) -> None:
-        """`read_ns`: `time.perf_counter_ns()` when the socket was read. `flush()`: all of one read was emitted."""
+        """`read_ns`: `time.perf_counter_ns()` when the socket was read. `flush()`: all of one read was emitted.
+
+        `emit_late` gets the trades that REST brought; without it they are emitted like all else.
+        """
         self.venue = VENUES[exchange.name](venue_options(exchange))
         book = exchange.orderbook
         # A polled book that comes late is of no use; one that a live book waits for is.
@@ -50,6 +54,7 @@ class Collector:
         self.errors: Counter[str] = Counter()
         self.log = RateLimitedLog(log)
         self._emit = emit
+        self._emit_late = emit_late or emit
         self.read = flush  # see `feed.Driver`
         self._recorder = recorder
         self._ready = asyncio.Event()
@@ -116,11 +121,20 @@ class Collector:
     def answered(self, fetch: Fetch, status: int, body: bytes, url: str) -> None:
         """A request was answered, or not (see `poller.Driver`)."""
         now_ns = time.time_ns()
-        if self._recorder is not None and status == 200:
+        # A replay would take a witness's few levels for the book to begin with.
+        if self._recorder is not None and status == 200 and fetch.kind != "audit":
             self._recorder.write(Frame(now_ns, "rest", url, body.decode("utf-8", "replace")))
-        self.handle(self.venue.response(fetch, status, body, now_ns))
+        out = self.venue.response(fetch, status, body, now_ns)
+        self.handle([item for item in out if not self._is_late(item)])
         if self.venue.ready:
             self._ready.set()
+
+    def _is_late(self, item: Output) -> bool:
+        """Whether this is a trade out of an answer; then it is handed on."""
+        if not isinstance(item, Event) or not isinstance(item.data, Trade):
+            return False
+        self._emit_late(item, time.perf_counter_ns())
+        return True
 
     # -- what is done about it ---------------------------------------------------------------------------------
 

@@ -91,6 +91,7 @@ class _Connection:
             # A defect of ours: told in full, and this connection begun anew, so that no state is trusted after it.
             log.exception("internal error on a frame of %s: %r", self.name, data[:200])
             self._cause = "internal error"
+            self._ended = True
             if self._wire is not None:
                 self._wire.abort()
 
@@ -132,7 +133,7 @@ class Feed:
         connection = self._connections.get(conn)
         if connection is None:
             return
-        log.info("%s: replacing the connection: %s", conn, cause, extra={"event": "reconnect"})
+        self._log.info("replace", "%s: replacing the connection: %s", conn, cause, event="reconnect")
         if overlap:
             self._replacing.set()
         else:

@@ -1,10 +1,12 @@
 """One connection to NATS, a thin layer over nats-py.
 
-Everything that leans on the insides of nats-py is in this module, and there are two such places:
+Everything that leans on the insides of nats-py is in this module, and there are four such places:
 
 * frames are written straight to its transport (`Link.write`): `Client.publish` costs about 10 us more a
   message, and tells nobody when the bytes left;
-* acknowledgements skip its queue and task per subscription (`_Client._process_msg`), another 4 us a message.
+* acknowledgements skip its parser, queue and task per subscription (`_Client.take_acks`, `_process_msg`);
+* what the server says is checked and bounded (`_Parser`, `_Info`);
+* a connection ends with nothing left to write and nobody left waiting (`_Client._close`).
 
 A `Link` lives as long as its connection. nats-py's own reconnecting is switched off because it keeps the
 commands that were not yet written and sends them first thing on the new connection, before anybody can ask
@@ -12,23 +14,38 @@ the stream what it already holds.
 """
 
 import asyncio
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
+from nats.js.api import ConsumerConfig, DeliverPolicy
+from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
+
+log = logging.getLogger(__name__)
 
 AckHandler = Callable[[int, bytes, bytes | None], None]
 """Called with the token of the message, the reply's body and its raw header block (None without one)."""
+
+AcksHandler = Callable[[Sequence[int]], None]
+"""Called with the tokens of messages that the stream has stored: the plain answers of one read."""
 
 CLOSE_TIMEOUT_S = 2.0
 REQUEST_TIMEOUT_S = 5.0
 PING_INTERVAL_S = 10
 MESSAGE_NOT_FOUND = 10037
+MAX_LINE_BYTES = 64 * 1024
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+"""More is not gathered: what we receive is acknowledgements and messages of our own."""
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON expected."""
 STREAM_NOT_FOUND = 10059
 SCHEMES = ("nats", "tls")
 
@@ -66,7 +83,7 @@ class StoredMessage(msgspec.Struct):
         for line in self.hdrs.split(b"\r\n"):
             name, _, value = line.partition(b":")
             if name.lower() == b"nats-msg-id":
-                return value.strip().decode()
+                return value.strip().decode("utf-8", "replace")
         return ""
 
 
@@ -75,12 +92,83 @@ class _MessageReply(msgspec.Struct):
     error: ApiError | None = None
 
 
+class _Info(msgspec.Struct):
+    """What is relied upon of the server's INFO (NATS client protocol)."""
+
+    max_payload: Annotated[int, msgspec.Meta(gt=0)]
+    connect_urls: list[str] | None = None
+
+
+class _OwnError(Exception):
+    """A defect of ours came up where nats-py reads; its cause tells which."""
+
+
+class _Parser(Parser):
+    """nats-py's parser, which answers some odd lines by a traceback and a connection that stands and is not read,
+    and gathers others for ever. Here all of them end the connection, with the reason as its last error."""
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Take in what was read."""
+        try:
+            if not self.buf and self.state == AWAITING_CONTROL_LINE:
+                data = self.nc.take_acks(data)
+                if not data:
+                    return
+            await super().parse(data)
+        except OSError:
+            raise
+        except _OwnError as error:
+            log.exception("internal error on an answer of NATS", exc_info=error.__cause__)
+            await self._end(f"internal error: {error.__cause__!r}")
+            return
+        except Exception as error:  # noqa: BLE001 - nats-py stumbles in many ways
+            await self._end(f"protocol error: a line not as documented: {error!r}")
+            return
+        if self.state != AWAITING_CONTROL_LINE and self.needed > MAX_MESSAGE_BYTES:
+            await self._end(f"protocol error: a message of {self.needed} bytes, at most {MAX_MESSAGE_BYTES} are taken")
+        elif self.state == AWAITING_CONTROL_LINE and len(self.buf) > MAX_LINE_BYTES:
+            await self._end(f"protocol error: a line of more than {MAX_LINE_BYTES} bytes")
+
+    async def _end(self, why: str) -> None:
+        self.reset()
+        await self.nc._process_op_err(nats.errors.Error(f"nats: {why}"))
+
+
 class _Client(Client):
     """nats-py's client, handing the replies of one subscription over without a queue between."""
 
     ack_sid = -1
     ack_prefix_bytes = 0
+    plain_ack: re.Pattern[bytes] | None = None
     on_ack: AckHandler | None = None
+    on_acks: AcksHandler | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = _Parser(self)
+
+    def take_acks(self, data: bytes) -> bytes:
+        """Hand over the plain acknowledgements that stand at the front; return the rest."""
+        if self.plain_ack is None or self.on_acks is None:
+            return data
+        tokens: list[int] = []
+        end = 0
+        while found := self.plain_ack.match(data, end):
+            tokens.append(int(found[1]))
+            end = found.end()
+        if tokens:
+            try:
+                self.on_acks(tokens)
+            except Exception as error:
+                raise _OwnError from error
+        return data[end:]
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        try:
+            msgspec.convert(info, _Info)
+        except msgspec.ValidationError as error:
+            raise nats.errors.Error(f"nats: its greeting is not as documented: {error}") from error
+        await super()._process_info(info, initial_connection)
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
@@ -90,17 +178,38 @@ class _Client(Client):
             return
         token = subject[self.ack_prefix_bytes :]
         if token.isdigit():
-            self.on_ack(int(token), data, headers)
+            try:
+                self.on_ack(int(token), data, headers)
+            except Exception as error:
+                raise _OwnError from error
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # nats-py writes what is pending, which uvloop refuses on a broken connection: then nobody is told of its end.
+        self._pending, self._pending_data_size = [], 0
+        for waiting in (*self._resp_map.values(), *self._pongs):
+            if not waiting.done():  # nats-py lets them wait for their timeout
+                waiting.set_exception(nats.errors.ConnectionClosedError())
+                waiting.exception()  # seen: nobody may be waiting any more
+        self._pongs.clear()
+        await super()._close(status, do_cbs)
 
 
 class Link:
     """A live connection: raw frames out, acknowledgements in."""
 
     def __init__(
-        self, on_ack: AckHandler, on_lost: Callable[[], None], on_error: Callable[[str], None]
+        self,
+        on_acks: AcksHandler,
+        on_ack: AckHandler,
+        on_lost: Callable[[], None],
+        on_error: Callable[[str], None],
     ) -> None:
-        """Hold the three callbacks; `on_lost` may come more than once, none of them may raise."""
+        """Hold the callbacks; `on_lost` may come more than once.
+
+        What `on_acks` and `on_ack` raise is a defect: it is logged and ends the connection.
+        """
         self._client = _Client()
+        self._client.on_acks = on_acks
         self._client.on_ack = on_ack
         self._on_lost = on_lost
         self._on_error = on_error
@@ -116,7 +225,7 @@ class Link:
         """
         try:
             await self._connect(servers, name, options)
-        except (nats.errors.Error, OSError, TimeoutError, ImportError, ValueError) as error:
+        except Exception as error:
             await self.close()
             raise LinkError(_why(self._last_error or error, servers)) from error
         self._opened = True
@@ -137,9 +246,17 @@ class Link:
         subscription = await self._client.subscribe(f"{inbox}.*")
         self._client.ack_sid = subscription._id
         self._client.ack_prefix_bytes = len(inbox) + 1
+        # A stored message, and nothing else to say of it (NATS ADR-1): what nearly every answer looks like.
+        start = f"MSG {inbox}.".encode(), f" {subscription._id} ".encode()
+        self._client.plain_ack = re.compile(
+            re.escape(start[0])
+            + rb"(\d{1,18})"
+            + start[1]
+            + rb'\d+\r\n\{"stream":"[^"\\]*", ?"seq":\d+\}\r\n'
+        )
         self.reply_prefix = f"{inbox}.".encode()
         # The round trip lets the SUB reach the transport before any frame written past nats-py's buffer.
-        await self._client.flush()
+        await self._client.flush(REQUEST_TIMEOUT_S)  # type: ignore[arg-type]
 
     @property
     def connected(self) -> bool:
@@ -193,11 +310,34 @@ class Link:
                 f"$JS.API.STREAM.MSG.GET.{stream}", request, timeout=REQUEST_TIMEOUT_S
             )
             reply = msgspec.json.decode(answer.data, type=_MessageReply)
-        except (nats.errors.Error, OSError, msgspec.MsgspecError) as error:
+        except (nats.errors.Error, OSError, *UNREADABLE) as error:
             raise LinkError(f"no answer from stream {stream} about {subject}: {_plain(error)}") from error
         if reply.error is None or reply.error.err_code == MESSAGE_NOT_FOUND:
             return reply.message
         raise LinkError(f"stream {stream}: {reply.error.description}", reply.error.err_code)
+
+    async def stored_since(self, stream: str, subject: str, since_s: float) -> list[bytes]:
+        """The payloads of a subject stored since then (seconds since the epoch). Raises LinkError."""
+        start = ConsumerConfig(
+            deliver_policy=DeliverPolicy.BY_START_TIME, opt_start_time=datetime.fromtimestamp(since_s, UTC)
+        )
+        found: list[bytes] = []
+        try:
+            messages = await self._client.jetstream().subscribe(
+                subject, stream=stream, ordered_consumer=True, config=start
+            )
+            try:
+                info = await messages.consumer_info()
+                left = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
+                while left:
+                    message = await messages.next_msg(timeout=REQUEST_TIMEOUT_S)
+                    found.append(message.data)
+                    left = message.metadata.num_pending
+            finally:
+                await messages.unsubscribe()
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise LinkError(f"stream {stream}: {subject} cannot be read: {_plain(error)}") from error
+        return found
 
     async def close(self) -> None:
         """End the connection at once; what was written and not sent is dropped."""

@@ -31,6 +31,7 @@ def venue_options(settings: ExchangeSettings) -> Options:
         snapshot_depth=book.snapshot_depth,
         snapshot_interval_ms=round(book.snapshot_interval_s * 1000),
         checkpoint_interval_ms=round(book.checkpoint_interval_s * 1000),
+        audit_interval_ms=round(book.audit_interval_s * 1000),
         update_frequency_ms=book.update_frequency_ms,
         book_buffer=book.buffer_max_size,
         intervals_s=dict(settings.intervals_s),
@@ -42,7 +43,10 @@ def venue_options(settings: ExchangeSettings) -> Options:
 
 
 def replay_options(name: str, symbols: tuple[str, ...] | None) -> Options:
-    """The options of a replay: everything the exchange offers; `symbols` None: whatever turns up."""
+    """The options of a replay: everything the exchange offers; `symbols` None: whatever turns up.
+
+    Nobody is there to be asked whether a book is right.
+    """
     offer = OFFERS[name]
     settings = ExchangeSettings(
         name=name,
@@ -53,7 +57,7 @@ def replay_options(name: str, symbols: tuple[str, ...] | None) -> Options:
         symbols=symbols or (),
         data_types=frozenset(offer.data_types),
     )
-    return replace(venue_options(settings), symbols=symbols)
+    return replace(venue_options(settings), symbols=symbols, audit_interval_ms=0)
 
 
 def publisher_options(nats: NatsSettings, name: str) -> PublisherOptions:

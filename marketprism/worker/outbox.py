@@ -158,10 +158,13 @@ class Outbox:
         self._flight_bytes += len(message.payload)
         return self._token, message, resend
 
-    def land(self, token: int) -> Message:
-        """Let go of a message in flight that is done with."""
-        message = self.flight.pop(token)
-        self.rejected.discard(token)
+    def land(self, token: int) -> Message | None:
+        """Let go of a message in flight that is done with; None if it is not in flight."""
+        message = self.flight.pop(token, None)
+        if message is None:
+            return None
+        if self.rejected:
+            self.rejected.discard(token)
         size = len(message.payload)
         self._flight_bytes -= size
         self.held_bytes -= size + OVERHEAD_BYTES

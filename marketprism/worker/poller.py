@@ -21,6 +21,7 @@ AT_ONCE = 4
 # Where an exchange says "too many" without saying for how long (Binance: 418 is a ban of at least two minutes).
 STAND_DOWN_S = {429: 10.0, 418: 120.0}
 STAND_DOWN_MAX_S = 3 * 86_400.0
+BODY_MAX_BYTES = 64 * 1024 * 1024  # Binance's list of all instruments has over 10 MB
 # What something is missing for comes before what is merely due.
 ON_DEMAND = frozenset({"depth", "trades", "instruments"})
 
@@ -159,7 +160,7 @@ class Poller:
         try:
             timeout = self._depth_timeout if fetch.kind == "depth" else session.timeout
             async with session.get(url, timeout=timeout) as response:
-                status, body = response.status, await response.read()
+                status, body = response.status, await _body(response)
                 if status in STAND_DOWN_S:
                     self._stand_down(status, response.headers.get("Retry-After", ""))
         except (aiohttp.ClientError, TimeoutError, OSError) as e:
@@ -183,3 +184,13 @@ class Poller:
             wait_s,
             extra={"event": "rate_limited"},
         )
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """The whole body. Raises aiohttp.ClientPayloadError for one of absurd size."""
+    body = bytearray()
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > BODY_MAX_BYTES:
+            raise aiohttp.ClientPayloadError(f"an answer of more than {BODY_MAX_BYTES} bytes")
+    return bytes(body)

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from nats.aio.client import Client
 
 from marketprism.worker.nats_link import (
     STREAM_NOT_FOUND,
+    UNREADABLE,
     ApiError,
     Link,
     LinkError,
@@ -36,10 +38,12 @@ __all__ = ["Counters", "Hole", "LinkError", "Message", "Publisher", "PublisherOp
 
 log = logging.getLogger(__name__)
 
-BATCH_WAIT_NS = 300_000
-"""A message is written after so long even if more of the same read is to come."""
+BATCH_WAIT_NS = 100_000
+"""What is gathered is written after so long, even if more of the same read is to come."""
 BATCH_MESSAGES = 32
 """So many messages are written at once even if the loop has not turned yet."""
+FRAMES_MAX = 3 * BATCH_MESSAGES
+"""Pieces of a batch: head, payload, end of line for each message."""
 HEADER_BYTES = len(b"NATS/1.0\r\nNats-Msg-Id: \r\n\r\n")
 FRAME = b"HPUB %b %b%d %d %d\r\nNATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n"
 """NATS client protocol: HPUB subject reply-to header-bytes total-bytes, the header block; the payload follows."""
@@ -50,6 +54,7 @@ PING_TIMEOUT_S = 2.0
 CANCEL_EVERY_S = 0.5
 LOOKUPS_AT_ONCE = 32
 LOG_EVERY_S = 60.0
+TROUBLE_CHARS = 500
 RESUME_EVERY_S = 5.0
 """Holes are told at most this often: a message that will never fit must not make a busy loop of telling."""
 NEVER_ACCEPTED = frozenset({10054, 10097})
@@ -94,14 +99,16 @@ class Publisher:
         self,
         settings: PublisherOptions,
         on_resume: Callable[[list[Hole]], None],
-        on_written: Callable[[int], None] | None = None,
+        on_written: Callable[[int, int], None] | None = None,
+        on_acknowledged: Callable[[int, int], None] | None = None,
         prepare: Callable[[Client], Awaitable[None]] | None = None,
     ) -> None:
         """Prepare a publisher; nothing is opened before `connect`.
 
         `on_resume` gets the holes once the buffer has drained to a quarter; until then every further message
-        of those subjects is refused. `on_written` gets the nanoseconds from `received_ns` to the socket, once
-        a message. `prepare` is awaited on each new connection, and again after each refusal, before anything
+        of those subjects is refused. `on_written` gets the nanoseconds from `received_ns` to the socket, and
+        of how many messages, each told once; `on_acknowledged` the same from `received_ns` to the stream's
+        acknowledgement. `prepare` is awaited on each new connection, and again after each refusal, before anything
         is sent: the place to ensure the stream; if it raises nats.errors.Error or StreamError it is tried
         again, with pauses. Raises ValueError for a server address that is not nats:// or tls://.
         """
@@ -110,6 +117,7 @@ class Publisher:
         self._settings = settings
         self._on_resume = on_resume
         self._on_written = on_written
+        self._on_acknowledged = on_acknowledged
         self._prepare = prepare
         self._outbox = Outbox(settings.buffer_bytes)
         self._subjects: dict[str, bytes] = {}
@@ -119,8 +127,10 @@ class Publisher:
         # The write batch of this turn of the loop.
         self._frames: list[bytes] = []
         self._stamps: list[int] = []
+        self._batch_ns = 0  # when it was begun
         self._flush_due = False
         # The session.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._link: Link | None = None
         self._open = False
@@ -138,7 +148,8 @@ class Publisher:
 
     async def connect(self) -> bool:
         """Start; return after the first attempt, True if messages flow. Either way it goes on trying for ever."""
-        self._task = asyncio.create_task(self._run(), name="publisher")
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name="publisher")
         self._task.add_done_callback(self._ended)
         await self._tried.wait()
         return self._open
@@ -154,12 +165,11 @@ class Publisher:
         """
         if message.subject not in self._subjects:
             self._learn(message.subject)
-        if not message.id or not message.id.isprintable():
+        if not message.id.isprintable() or not message.id:
             raise ValueError(f"message id {message.id!r} on {message.subject}: expected printable text")
         token = self._outbox.pass_through(message, self._window) if self._open else 0
         if token:
-            if self._frame(token, message):
-                self._stamps.append(message.received_ns)
+            self._frame(token, message)
             self._after_framing(more)
             return True
         if self._outbox.take(message):
@@ -209,6 +219,12 @@ class Publisher:
                 return {}
             raise
         return {subject: (message.message_id, message.data) for subject, message in found.items()}
+
+    async def stored_since(self, stream: str, subject: str, since_s: float) -> list[bytes]:
+        """The payloads of a subject stored since then (seconds since the epoch). Raises LinkError."""
+        if self._link is None:
+            raise LinkError(f"not connected to NATS: {self.last_error or 'no attempt was made yet'}")
+        return await self._link.stored_since(stream, subject, since_s)
 
     @property
     def counters(self) -> Counters:
@@ -271,39 +287,39 @@ class Publisher:
         outbox = self._outbox
         while self._open and outbox.can_launch(self._window):
             token, message, resend = outbox.launch()
-            if self._frame(token, message) and not resend:
-                self._stamps.append(message.received_ns)
-        if len(self._frames) >= 3 * BATCH_MESSAGES:
+            self._frame(token, message, resend)
+        if len(self._frames) >= FRAMES_MAX:
             self._flush()
 
     def _after_framing(self, more: bool) -> None:
         """Write the batch now, or see to it that it is written."""
-        if len(self._frames) >= 3 * BATCH_MESSAGES or (more and self._waited_long()):
+        if len(self._frames) >= FRAMES_MAX or (
+            more and time.perf_counter_ns() - self._batch_ns > BATCH_WAIT_NS
+        ):
             self._flush()
         elif not more:
             self._flush_soon()
 
     def _flush_soon(self) -> None:
-        if self._frames and not self._flush_due:
+        if self._frames and not self._flush_due and self._loop is not None:
             self._flush_due = True
-            asyncio.get_running_loop().call_soon(self._flush_turn)
+            self._loop.call_soon(self._flush_turn)
 
-    def _waited_long(self) -> bool:
-        """Whether the oldest message of the batch has waited long enough for company."""
-        return bool(self._stamps) and time.perf_counter_ns() - self._stamps[0] > BATCH_WAIT_NS
-
-    def _frame(self, token: int, message: Message) -> bool:
-        """Put a message into this turn's batch; False if the server takes none of its size."""
+    def _frame(self, token: int, message: Message, resend: bool = False) -> None:
+        """Put a message into this turn's batch, unless the server takes none of its size."""
         ident = message.id.encode()
         header_bytes = HEADER_BYTES + len(ident)
         total_bytes = header_bytes + len(message.payload)
         if total_bytes > self._max_payload_bytes:
             self._give_up(token, f"the server takes {self._max_payload_bytes} (max_payload)")
-            return False
+            return
         subject = self._subjects[message.subject]
         head = FRAME % (subject, self._reply_prefix, token, header_bytes, total_bytes, ident)
+        if not self._frames:
+            self._batch_ns = time.perf_counter_ns()
         self._frames += (head, message.payload, b"\r\n")
-        return True
+        if not resend:
+            self._stamps.append(message.received_ns)
 
     def _flush_turn(self) -> None:
         self._flush_due = False
@@ -318,12 +334,21 @@ class Publisher:
         self._link.write(b"".join(frames))
         if self._on_written is not None:
             now_ns = time.perf_counter_ns()
-            for received_ns in stamps:
-                self._on_written(now_ns - received_ns)
+            for received_ns, alike in groupby(stamps):
+                self._on_written(now_ns - received_ns, len(list(alike)))
 
     # --- what the stream says -----------------------------------------------------------------
 
+    def _on_acks(self, tokens: Iterable[int]) -> None:
+        """Plain acknowledgements, of one read of the socket."""
+        now_ns = time.perf_counter_ns()
+        for token in tokens:
+            self._land(token, now_ns)
+        self._after_landing()
+        self._pump()
+
     def _on_ack(self, token: int, body: bytes, headers: bytes | None) -> None:
+        """Any other answer of the stream."""
         message = self._outbox.flight.get(token)
         if message is None:
             return
@@ -336,7 +361,7 @@ class Publisher:
             return
         try:
             ack = _decode_ack(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             self._reject(token, "bad_ack", f"not an acknowledgement: {error}")
             return
         if ack.error is None:
@@ -349,10 +374,18 @@ class Publisher:
         self._pump()
 
     def _acknowledge(self, token: int, duplicate: bool) -> None:
-        self._outbox.counters.acknowledged += 1
         self._outbox.counters.duplicates += duplicate
-        self._outbox.land(token)
+        self._land(token, time.perf_counter_ns())
         self._after_landing()
+
+    def _land(self, token: int, now_ns: int) -> None:
+        """The stream holds this message."""
+        message = self._outbox.land(token)
+        if message is None:
+            return
+        self._outbox.counters.acknowledged += 1
+        if self._on_acknowledged is not None:
+            self._on_acknowledged(now_ns - message.received_ns, 1)
         if self._window == 1:
             self._window = self._settings.window
             self._recovered()
@@ -360,6 +393,8 @@ class Publisher:
     def _give_up(self, token: int, why: str) -> None:
         """Drop a message that NATS will never accept: a hole like any other."""
         message = self._outbox.land(token)
+        if message is None:
+            return
         self._trouble("too_large", f"{message.subject} {message.id} has {len(message.payload)} bytes: {why}")
         self._outbox.refuse(message)
         self._after_landing()
@@ -401,7 +436,7 @@ class Publisher:
         """Count a problem and log it, once a kind and minute."""
         errors = self._outbox.counters.errors
         errors[kind] = errors.get(kind, 0) + 1
-        self.last_error = text
+        self.last_error = text = text[:TROUBLE_CHARS]  # it may quote what NATS said
         now = time.monotonic()
         if now - self._logged.get(kind, -LOG_EVERY_S) >= LOG_EVERY_S:
             self._logged[kind] = now
@@ -411,7 +446,12 @@ class Publisher:
 
     async def _run(self) -> None:
         while True:
-            link = Link(self._on_ack, self._wake.set, lambda text: self._trouble("nats", f"NATS: {text}"))
+            link = Link(
+                self._on_acks,
+                self._on_ack,
+                self._wake.set,
+                lambda text: self._trouble("nats", f"NATS: {text}"),
+            )
             try:
                 await link.open(
                     self._settings.servers, self._settings.client_name, self._settings.connect_options
@@ -470,9 +510,8 @@ class Publisher:
         if self._prepare is not None:
             await self._prepare(link.client)
         for token in await self._stored(link):
-            if token in self._outbox.flight:
+            if self._outbox.land(token) is not None:
                 self._outbox.counters.acknowledged += 1
-                self._outbox.land(token)
         self._outbox.requeue()
         self._after_landing()
         self._reply_prefix = link.reply_prefix
@@ -488,15 +527,22 @@ class Publisher:
         """Tokens of the messages in flight that the stream holds already.
 
         They were sent in order over one connection, so of each subject a prefix was stored, and the subject's
-        last id in the stream tells how long it is. If that id is not one of ours (somebody else publishes the
-        subject, too) all is resent, and the stream's duplicate window is what guards. What the stream said no
-        to is not stored.
+        last message in the stream tells how long it is, if it is ours byte for byte. One with an id of ours and
+        another `collected_ts_ms` was stored by another collector: it is there, and says nothing of those before
+        it. What is not proven stored is resent, and the stream's duplicate window is what guards. What the stream
+        said no to is not stored.
         """
         unsure = self._outbox.unsure()
+        sent = dict(self._outbox.flight)  # an answer may still come meanwhile
         stored: list[int] = []
         for subject, last in (await _last_messages(link, self._settings.stream, unsure)).items():
-            newest = unsure[subject].get(last.message_id, 0)
-            stored += [token for token in unsure[subject].values() if token <= newest]
+            newest = unsure[subject].get(last.message_id)
+            if newest is None:
+                continue
+            if sent[newest].payload == last.data:
+                stored += [token for token in unsure[subject].values() if token <= newest]
+            else:
+                stored.append(newest)
         return stored
 
     async def _until_trouble(self, link: Link) -> None:

@@ -12,7 +12,10 @@ import msgspec
 import nats.errors
 from nats.aio.client import Client
 
+from marketprism.worker.nats_link import UNREADABLE
+
 ATTEMPTS = 5
+STREAMS_MAX = 10_000  # looked at for one that overlaps
 TIMEOUT_S = 5.0
 NS_PER_S = 1_000_000_000
 UNAVAILABLE = 503
@@ -65,6 +68,13 @@ async def ensure_stream(client: Client, wanted: StreamOptions) -> None:
     Raises StreamError if the change would lose data or the server refuses it. Errors of nats-py
     (nats.errors.Error) mean that JetStream could not be asked now, and the call may be repeated.
     """
+    try:
+        await _ensure(client, wanted)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise StreamUnavailableError(f"JetStream's answer is not as documented: {error!r}") from error
+
+
+async def _ensure(client: Client, wanted: StreamOptions) -> None:
     for _ in range(ATTEMPTS):
         try:
             info = await _ask(client, f"INFO.{wanted.name}")
@@ -89,7 +99,7 @@ async def _ask(client: Client, verb: str, body: Mapping[str, Any] | None = None)
         raise StreamUnavailableError(
             "NATS answers, JetStream does not: is it switched on (nats-server -js)?"
         ) from error
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise StreamUnavailableError(f"JetStream's answer cannot be read: {error}") from error
     if problem := reply.get("error"):
         text = str(problem.get("description", "no reason given"))
@@ -221,7 +231,7 @@ def _explained(wanted: StreamOptions, verb: str, refusal: _Refused) -> StreamErr
 async def _overlapping(client: Client, wanted: StreamOptions) -> tuple[str, str, str] | None:
     """Another stream's name, its subject and ours that meet."""
     offset = 0
-    while page := (await _ask(client, "LIST", {"offset": offset})).get("streams"):
+    while offset < STREAMS_MAX and (page := (await _ask(client, "LIST", {"offset": offset})).get("streams")):
         offset += len(page)
         for config in (info["config"] for info in page):
             pair = _meeting(config.get("subjects") or (), wanted.subjects)

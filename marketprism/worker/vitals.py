@@ -34,6 +34,9 @@ ERRORS = Counter("marketprism_errors", "Errors by kind.", ["exchange", "error_ty
 FRAMES = Counter("marketprism_websocket_messages_received", "Websocket messages received.", ["exchange"])
 RECONNECTS = Counter("marketprism_websocket_reconnections", "Websocket connections begun anew.", ["exchange"])
 RESYNCS = Counter("marketprism_orderbook_resyncs", "Books lost and begun anew.", ["exchange", "cause"])
+AUDITS = Counter(
+    "marketprism_book_audits", "Live books checked against the exchange's own word.", ["exchange", "result"]
+)
 REQUESTS = Counter("marketprism_snapshot_requests", "REST requests by outcome.", ["exchange", "status"])
 PUBLISHED = Counter(
     "marketprism_nats_messages_published", "Messages acknowledged by JetStream.", ["exchange"]
@@ -46,6 +49,12 @@ WARNINGS = Counter("marketprism_memory_warnings", "Times the soft memory limit w
 LATENCY = Histogram(
     "marketprism_publish_latency_seconds",
     "Socket read to publish written.",
+    ["exchange"],
+    buckets=LATENCY_BUCKETS_S,
+)
+ACKNOWLEDGED = Histogram(
+    "marketprism_acknowledge_latency_seconds",
+    "Socket read to acknowledged by JetStream.",
     ["exchange"],
     buckets=LATENCY_BUCKETS_S,
 )
@@ -76,18 +85,18 @@ LAST_DATA = Gauge(
 class Latency:
     """A histogram filled with plain integers, handed on once a second."""
 
-    def __init__(self, exchange: str) -> None:
+    def __init__(self, histogram: Histogram, exchange: str) -> None:
         self.count = 0
         self.sum_ns = 0
         self._bounds_ns = [round(b * 1e9) for b in LATENCY_BUCKETS_S]
         self._buckets = [0] * (len(self._bounds_ns) + 1)
-        self._histogram = LATENCY.labels(exchange)
+        self._histogram = histogram.labels(exchange)
 
-    def observe(self, latency_ns: int) -> None:
-        """Count one message. On the way of every message."""
-        self.count += 1
-        self.sum_ns += latency_ns
-        self._buckets[bisect_left(self._bounds_ns, latency_ns)] += 1
+    def observe(self, latency_ns: int, messages: int = 1) -> None:
+        """Count messages that took so long. On the way of every message."""
+        self.count += messages
+        self.sum_ns += latency_ns * messages
+        self._buckets[bisect_left(self._bounds_ns, latency_ns)] += messages
 
     def flush(self) -> None:
         """Hand the counts on; prometheus-client has no public way to add many observations at once."""
@@ -124,6 +133,7 @@ class Figures:
     frames: int = 0
     reconnections: int = 0
     resyncs: Mapping[str, int] = field(default_factory=dict)
+    audits: Mapping[str, int] = field(default_factory=dict)
     requests: Mapping[str, int] = field(default_factory=dict)
     published: int = 0
     publish_errors: Mapping[str, int] = field(default_factory=dict)
@@ -136,7 +146,8 @@ class Vitals:
     """One worker's figures, on their way to the metrics files."""
 
     def __init__(self, exchange: str) -> None:
-        self.latency = Latency(exchange)
+        self.latency = Latency(LATENCY, exchange)
+        self.acknowledged = Latency(ACKNOWLEDGED, exchange)
         self._exchange = exchange
         self._totals = Totals()
         for counter in (FRAMES, RECONNECTS, PUBLISHED, SKIPPED, WARNINGS):
@@ -157,6 +168,7 @@ class Vitals:
             (DATA, f.data),
             (ERRORS, f.errors),
             (RESYNCS, f.resyncs),
+            (AUDITS, f.audits),
             (REQUESTS, f.requests),
         ):
             for label, total in totals.items():
@@ -171,6 +183,7 @@ class Vitals:
             GAUGES[name].labels(e).set(value)
         GAUGES["worker_heartbeat_timestamp_seconds"].labels(e).set(time.time())
         self.latency.flush()
+        self.acknowledged.flush()
 
 
 class Memory:

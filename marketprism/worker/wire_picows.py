@@ -37,7 +37,7 @@ class _Listener(picows.WSListener):
         self._on_frame = on_frame
         self._on_read = on_read
         self._read_ns = 0
-        self._parts: list[bytes] = []
+        self._parts = bytearray()  # of a message in several frames
 
     def on_ws_frame(self, transport: Any, frame: Any) -> None:
         """A frame; several of them may come of one read."""
@@ -49,7 +49,7 @@ class _Listener(picows.WSListener):
             if frame.fin and not self._parts:
                 self._on_frame(data, self._read_ns)
             else:
-                self._gather(data, frame.fin)
+                self._gather(transport, data, frame.fin)
         elif kind is _CLOSE:
             self.close_reason = f"{frame.get_close_code()} {frame.get_close_reason()}"
             transport.send_close(frame.get_close_code())
@@ -58,10 +58,13 @@ class _Listener(picows.WSListener):
             self._read_ns = 0
             self._on_read()
 
-    def _gather(self, data: bytes, fin: bool) -> None:
-        self._parts.append(data)
-        if fin:
-            whole, self._parts = b"".join(self._parts), []
+    def _gather(self, transport: Any, data: bytes, fin: bool) -> None:
+        self._parts += data
+        if len(self._parts) > MAX_FRAME_BYTES:
+            self.close_reason = f"a message of more than {MAX_FRAME_BYTES} bytes"
+            transport.disconnect(graceful=False)
+        elif fin:
+            whole, self._parts = bytes(self._parts), bytearray()
             self._on_frame(whole, self._read_ns)
 
 

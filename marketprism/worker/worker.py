@@ -6,13 +6,17 @@ import logging
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterable
+from functools import partial
 
 from marketprism import parent
 from marketprism.config import MemoryLimits, Settings
 from marketprism.events import AnyPayload, Event, Gap, OrderBook, OrderBookDelta, Payload, Trade, encode
 from marketprism.logs import RateLimitedLog, act_as
 from marketprism.venues.base import MS, Instrument, Out
+from marketprism.worker.backfill import Backfill
 from marketprism.worker.collector import Collector
+from marketprism.worker.holdback import Holdback
 from marketprism.worker.options import publisher_options, stream_preparation
 from marketprism.worker.publisher import Hole, LinkError, Message, Publisher
 from marketprism.worker.recorder import recorder
@@ -22,7 +26,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_S = 1.0
 MEMORY_S = 0.25
-DRAIN_S = 7.0  # of the ten seconds a stop may take
+BACKFILL_S = 2.0
+DRAIN_S = 5.0  # with the former: of the ten seconds a stop may take
 STOP_S = 10
 EX_TEMPFAIL = 75
 RESUME_RETRY_S = 1.0
@@ -39,13 +44,17 @@ class Worker:
             publisher_options(settings.nats, name),
             self._on_resume,
             self.vitals.latency.observe,
+            self.vitals.acknowledged.observe,
             stream_preparation(settings.nats),
         )
         self._recorder = recorder(settings.recording, name)
-        self.collector = Collector(
-            settings.exchanges[name], self._publish, self.publisher.flush, self._recorder
-        )
         self._stream = settings.nats.stream.name
+        flush = self.publisher.flush
+        self._backfill = Backfill(self._publish, flush, partial(self.publisher.stored_since, self._stream))
+        self._holdback = Holdback(self._publish, flush, self._last_ids)
+        self.collector = Collector(
+            settings.exchanges[name], self._publish, flush, self._recorder, self._backfill.take
+        )
         self._memory = memory
         self._log = RateLimitedLog(log)
         self._counts: Counter[type[Payload]] = Counter()
@@ -59,12 +68,16 @@ class Worker:
         act_as(self.name)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._flush_regularly())
+            tasks.create_task(self._holdback.run())
+            tasks.create_task(self._backfill.run())
             await self.publisher.connect()
             await self.collector.run(before_feeds=self._resume)
 
     async def stop(self) -> None:
         """Publish what is still owed and wait until NATS has it all."""
         act_as(self.name)
+        self._holdback.close()
+        await self._backfill.finish(BACKFILL_S)
         left = await self.publisher.drain(DRAIN_S)
         if left:
             log.error(
@@ -80,7 +93,7 @@ class Worker:
         venue = self.collector.venue
         while True:
             try:
-                last = await self.publisher.last_ids(self._stream, venue.resume_subjects())
+                last = await self._last_ids(venue.resume_subjects())
                 break
             except LinkError as e:
                 self._log.warning("resume", "waiting for NATS before collecting: %s", e, event="waiting")
@@ -89,6 +102,9 @@ class Worker:
         # What is there now stays: without it a full collection takes a thousandth of the 30 ms it would.
         gc.collect()
         gc.freeze()
+
+    async def _last_ids(self, subjects: Iterable[str]) -> dict[str, tuple[str, bytes]]:
+        return await self.publisher.last_ids(self._stream, subjects)
 
     async def _flush_regularly(self) -> None:
         while True:
@@ -106,6 +122,8 @@ class Worker:
     def _publish(self, event: Event, read_ns: int) -> None:
         data = event.data
         kind = type(data)
+        if (kind is Gap or self._holdback.doubts) and self._held_back(event, read_ns):
+            return
         message = Message(event.subject, event.id, encode(data), kind is OrderBook, data.ts_ms, read_ns)
         if self.publisher.publish(message, more=True):  # the collector flushes
             self._counts[kind] += 1
@@ -115,6 +133,10 @@ class Worker:
             self._lost[event.subject] = first, data
         if isinstance(data, Gap):
             self._tell(data)
+
+    def _held_back(self, event: Event, read_ns: int) -> bool:
+        """Whether the stream is asked first, since another collector may have published what is missing here."""
+        return self._holdback.takes(event, read_ns) or self._backfill.takes_gap(event, read_ns)
 
     def _tell(self, gap: Gap) -> None:
         self._gaps[gap.affected_data_type, gap.cause] += 1
@@ -175,6 +197,7 @@ class Worker:
             frames=self.collector.frames,
             reconnections=sum(f.reconnections for f in feeds),
             resyncs=resyncs,
+            audits=venue.auditor.counts,
             requests=self.collector.poller.requests,
             published=counters.acknowledged,
             publish_errors=counters.errors,

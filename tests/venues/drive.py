@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
-from consumer import ConsumerBook
 
-from marketprism.events import Event, Gap, OrderBook, OrderBookDelta, Trade, encode
+from chaos.consumer import ConsumerBook
+from marketprism.events import Event, Gap, OrderBook, OrderBookDelta, Trade, decode, encode
 from marketprism.venues import VENUES
 from marketprism.venues.base import MS, SECOND, Fetch, Note, Out, Reconnect, Send
 from marketprism.worker.options import replay_options
@@ -105,8 +105,9 @@ class Drive:
         """Sort what came out, and let the judge see it in order."""
         for item in out:
             if isinstance(item, Event):
-                self.events.append(item)
-                self.judge.take(item)
+                event = Event(item.subject, item.id, decode(encode(item.data)))  # as a consumer gets it
+                self.events.append(event)
+                self.judge.take(event)
             elif isinstance(item, Send):
                 self.sends.append(item)
             elif isinstance(item, Fetch):
@@ -170,6 +171,11 @@ class Drive:
         """The messages of ours so far, parsed, and forgotten."""
         sends, self.sends = self.sends, []
         return [json.loads(s.text) if s.text[0] == "{" else s.text for s in sends]
+
+    @property
+    def malformed(self) -> int:
+        """How often something was told not to be as documented."""
+        return sum(note.event == "malformed" for note in self.notes)
 
     @property
     def ms(self) -> int:

@@ -5,10 +5,10 @@ from collections import deque
 from random import Random
 from typing import Any
 
-from consumer import ConsumerBook
 from drive import Drive
 from truth import SYMBOLS, Truth
 
+from chaos.consumer import ConsumerBook
 from marketprism.events import OrderBook, OrderBookDelta
 
 # What a network may do without a message being missed for good.

@@ -238,7 +238,7 @@ def test_a_malformed_frame_is_noted_and_the_hole_it_leaves_is_told() -> None:
     del message["data"]["u"]
     d.frame(message)
     assert [n.event for n in d.notes] == ["malformed"]
-    assert d.venue.malformed == 1
+    assert d.malformed == 1
     d.frame(depth(12, 12))
     assert [g.cause for g in d.gaps()] == ["sequence"]
 
@@ -593,7 +593,8 @@ def test_acks() -> None:
     assert [n for n in d.notes if n.event == "unacknowledged"] == []
     d.open("c2")
     d.wait(20)
-    assert [n.event for n in d.notes if n.event == "unacknowledged"] == ["unacknowledged"]
+    assert [n.event for n in d.notes if n.event == "unacknowledged"] == ["unacknowledged"] * 2
+    assert [m["method"] for m in d.sent()][-1] == "SUBSCRIBE"
 
 
 @pytest.mark.parametrize(
@@ -643,9 +644,10 @@ def test_server_shutdown_asks_for_an_overlapping_connection(message: dict[str, A
 def test_a_half_open_connection_is_probed_and_replaced() -> None:
     d = spot()
     d.open()
+    d.frame(depth(10, 11))
     d.sent()
     d.wait(31)
-    assert [m["method"] for m in d.sent()] == ["LIST_SUBSCRIPTIONS"]
+    assert "LIST_SUBSCRIPTIONS" in [m["method"] for m in d.sent()]
     d.frame({"result": ["btcusdt@trade"], "id": 5})
     d.wait(12)
     assert d.reconnects == []
@@ -812,7 +814,7 @@ def test_a_malformed_trade_is_a_hole_not_silence(bad: dict[str, Any]) -> None:
     d.frame(trade(8, **bad))
     d.frame(trade(9))
     assert [t.trade_id for t in d.of(Trade)] == ["7", "9"]
-    assert d.venue.malformed == 1
+    assert d.malformed == 1
     assert "fromId=8" in d.asked("trades")[0].path
 
 

@@ -87,7 +87,7 @@ def test_snapshot_without_a_type() -> None:
 def test_a_change_without_the_previous_id_is_not_a_snapshot() -> None:
     d = live()
     d.frame(book(12, None, [["new", 50, 1]], type="change"))
-    assert d.venue.malformed == 1
+    assert d.malformed == 1
     assert ids(d) == [10]
 
 
@@ -157,7 +157,7 @@ def test_a_real_gap() -> None:
     calls = [m for m in d.sent() if m["method"] == "public/unsubscribe"]
     assert len(calls) == 1
     assert d.of(OrderBookDelta)[0].update_type == "snapshot"
-    assert d.venue.malformed == 0
+    assert d.malformed == 0
 
 
 def test_empty_and_one_sided_books_are_normal() -> None:
@@ -217,14 +217,14 @@ def test_one_price_written_in_three_ways_is_one_level() -> None:
 
 
 @pytest.mark.parametrize("figure", ["1e999999", "1e-999999", "1e999999999999999", "NaN", '"x"', "null"])
-def test_absurd_figures_are_malformed(figure: str) -> None:
+@pytest.mark.parametrize("level", ['["new",{},1]', '["new",1,{}]'])
+def test_absurd_figures_are_malformed(level: str, figure: str) -> None:
     d = live()
-    d.frame(literal(11, 10, f'["new",{figure},1]'))
-    d.frame(literal(11, 10, f'["new",1,{figure}]'))
-    assert d.venue.malformed == 2
+    d.frame(literal(11, 10, level.format(figure)))
+    assert d.malformed == 1
     assert ids(d) == [10]
     d.frame(book(12, 11))
-    assert len(d.gaps()) == 1
+    assert [g.cause for g in d.gaps()] == ["malformed" if figure != "NaN" else "sequence"]
 
 
 def test_white_space_does_not_matter() -> None:
@@ -277,7 +277,7 @@ def test_heartbeats() -> None:
     assert [m["method"] for m in d.sent()] == ["public/test"]
     d.frame({"jsonrpc": "2.0", "id": 99, "result": {"version": "1.2.26"}})
     d.wait(21)
-    assert [m["method"] for m in d.sent()] == ["public/test"]
+    assert [m["method"] for m in d.sent()][-1] == "public/test"
     d.wait(11)
     assert len(d.reconnects) == 1
 

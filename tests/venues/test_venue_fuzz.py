@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from drive import Drive
+from fuzz import scripted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from truth import SYMBOLS
@@ -318,6 +319,42 @@ def test_anything(exchange: str, named: bool, steps: list[tuple[Any, Any, Any, A
     for s in steps:
         fuzz.do(*s)
     fuzz.drive.take(fuzz.drive.venue.finish(fuzz.drive.now_ns))
+
+
+def line(message: Any, conn: int) -> bytes:
+    """A message as a line of a script (see `fuzz.scripted`)."""
+    head, body = f"{conn}", message
+    if isinstance(message, tuple):
+        head, body = f"r{scripted.LETTERS[message[0]]}", message[1]
+    text = body if isinstance(body, str) else json.dumps(body, separators=(",", ":"))
+    return (head + text).encode()
+
+
+conn = st.integers(0, 2)
+interleaved = st.one_of(
+    st.tuples(number, st.integers(10, 14), st.integers(0, 3) | st.integers(0, 20), conn),
+    st.builds("o{}".format, conn),
+    st.builds("x{}".format, conn),
+    st.builds("+{}".format, st.integers(-50, 400)),
+    st.builds("s{}{}".format, st.sampled_from("dti"), st.sampled_from([0, 404, 418, 429, 500])),
+)
+
+
+@pytest.mark.parametrize("exchange", list(MESSAGES))
+@settings(max_examples=60, deadline=None)
+@given(options=st.integers(0, 7), steps=st.lists(interleaved, max_size=60))
+def test_any_interleaving_keeps_each_book_as_published(exchange: str, options: int, steps: list[Any]) -> None:
+    """Frames, answers, connections that open and close, time: see `scripted.Script` for what is checked."""
+    script = scripted.Script(exchange, SYMBOLS[exchange], options)
+    lines = [b"o0"]
+    for s in steps:
+        if isinstance(s, str):
+            lines.append(s.encode())
+        else:
+            n, p, which, on = s
+            known = MESSAGES[exchange](n, p)
+            lines.append(line(known[which % len(known)], on))
+    script.run(lines)
 
 
 @pytest.mark.parametrize("exchange", list(MESSAGES))

@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 import pytest
 from captures import capture
-from consumer import ConsumerBook
 from drive import Drive
 
+from chaos.consumer import ConsumerBook
 from marketprism.events import OrderBookDelta, Trade
 from marketprism.venues.base import MS, Fetch
 

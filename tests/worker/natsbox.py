@@ -1,31 +1,13 @@
-"""A real nats-server with JetStream for tests, and a cable to it that can be cut."""
+"""What tests need around a nats-server: patience, and a cable to it that can be cut."""
 
 import asyncio
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
-START_TIMEOUT_S = 10.0
+from chaos.natsbox import NatsBox, free_port, nats_server
 
-
-def nats_server() -> str | None:
-    """Path of nats-server: beside the interpreter, else on PATH."""
-    beside = Path(sys.executable).parent / "nats-server"
-    return str(beside) if beside.exists() else shutil.which("nats-server")
-
-
-def free_port() -> int:
-    """A port nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+__all__ = ["Cable", "NatsBox", "free_port", "nats_server", "until"]
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0, what: str = "condition") -> None:
@@ -34,70 +16,6 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10.0, what: st
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
         await asyncio.sleep(0.005)
-
-
-class NatsBox:
-    """One server on a free port; `stop`, `kill` and `start` again keep port and store."""
-
-    def __init__(self, folder: Path, config: str = "") -> None:
-        """Prepare; `config` is added to the server's configuration file."""
-        self.port = free_port()
-        self.url = f"nats://127.0.0.1:{self.port}"
-        self.folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-        self.configure(config)
-
-    def configure(self, config: str, jetstream: str = "") -> None:
-        """Write the configuration file; it counts from the next start."""
-        store = f'store_dir: "{self.folder}/store"'
-        text = f"listen: 127.0.0.1:{self.port}\njetstream {{ {store}\n{jetstream} }}\n{config}\n"
-        (self.folder / "nats.conf").write_text(text)
-
-    def start(self) -> None:
-        """Start and wait until it greets."""
-        binary = nats_server()
-        assert binary is not None
-        log = (self.folder / "nats.log").open("ab")
-        self._process = subprocess.Popen(
-            [binary, "-c", str(self.folder / "nats.conf")], stdout=log, stderr=log
-        )
-        log.close()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._greets():
-            assert self._process.poll() is None, (self.folder / "nats.log").read_text()
-            assert time.monotonic() < deadline, "nats-server does not answer"
-            time.sleep(0.01)
-
-    def _greets(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-            return connection.recv(4) == b"INFO"
-        return False
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send the server a signal, SIGSTOP for instance."""
-        assert self._process is not None
-        os.kill(self._process.pid, number)
-
-    def kill(self) -> None:
-        """kill -9, and wait for its end."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def stop(self) -> None:
-        """Ask it to end, and wait."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
-
-    def __enter__(self) -> "NatsBox":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
 
 
 class Cable:

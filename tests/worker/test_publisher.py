@@ -48,12 +48,15 @@ async def prepare(client: Client) -> None:
 async def publishing(
     url: str,
     on_resume: Callable[[list[Hole]], None] = lambda holes: None,
-    on_written: Callable[[int], None] | None = None,
+    on_written: Callable[[int, int], None] | None = None,
+    on_acknowledged: Callable[[int, int], None] | None = None,
     setup: Callable[[Client], Awaitable[None]] | None = prepare,
     **options: Any,
 ) -> AsyncIterator[Publisher]:
     options = {"reconnect_time_wait_s": 0.05} | options
-    publisher = Publisher(PublisherOptions((url,), "test", **options), on_resume, on_written, setup)
+    publisher = Publisher(
+        PublisherOptions((url,), "test", **options), on_resume, on_written, on_acknowledged, setup
+    )
     await publisher.connect()
     try:
         yield publisher
@@ -77,15 +80,22 @@ async def stored(box: NatsBox) -> dict[str, list[int]]:
         await client.close()
 
 
+def each(into: list[int]) -> Callable[[int, int], None]:
+    """A latency for each message, told for several at once."""
+    return lambda latency_ns, messages: into.extend([latency_ns] * messages)
+
+
 def expected(count: int) -> dict[str, list[int]]:
     return {subject: list(range(i, count, len(SUBJECTS))) for i, subject in enumerate(SUBJECTS)}
 
 
 def test_each_once_in_order_and_drained(box: NatsBox) -> None:
-    latencies: list[int] = []
+    written: list[int] = []
+    acknowledged: list[int] = []
 
     async def run() -> None:
-        async with publishing(box.url, on_written=latencies.append) as publisher:
+        tell = {"on_written": each(written), "on_acknowledged": each(acknowledged)}
+        async with publishing(box.url, **tell) as publisher:
             assert publisher.flowing
             assert all(publisher.publish(message(i)) for i in range(3000))
             assert publisher.in_flight <= 1000
@@ -96,15 +106,15 @@ def test_each_once_in_order_and_drained(box: NatsBox) -> None:
         assert await stored(box) == expected(3000)
 
     asyncio.run(run())
-    assert len(latencies) == 3000
-    assert min(latencies) > 0
+    assert len(written) == len(acknowledged) == 3000
+    assert 0 < min(written) < min(acknowledged)
 
 
 def test_a_single_message_is_written_promptly(box: NatsBox) -> None:
     latencies: list[int] = []
 
     async def run() -> None:
-        async with publishing(box.url, on_written=latencies.append) as publisher:
+        async with publishing(box.url, on_written=each(latencies)) as publisher:
             for i in range(200):
                 publisher.publish(message(i))
                 assert await publisher.drain(5) == 0
@@ -214,6 +224,31 @@ def test_an_outage_longer_than_the_duplicate_window(box: NatsBox, fraction: floa
         assert await stored(box) == expected(601)
         await observer.close()
         await cable.cut()
+
+    asyncio.run(run())
+
+
+def test_what_another_publisher_stored_says_nothing_of_what_was_sent_before_it(box: NatsBox) -> None:
+    """Trades that REST brought, and then a live one that the other collector has stored first."""
+    subject = SUBJECTS[0]
+
+    async def run() -> None:
+        cable = Cable(int(box.url.rsplit(":", 1)[1]))
+        await cable.plug()
+        async with publishing(cable.url) as one, publishing(box.url) as other:
+            assert one.publish(message(0, subject))
+            assert await one.drain(5) == 0
+            cable.limit_bytes = cable.passed_bytes  # nothing more gets there
+            for number in (1, 2, 3):
+                assert one.publish(message(number, subject))
+            await until(lambda: one.in_flight == 3)
+            assert other.publish(message(3, subject, size=201))  # told by the other: not the same bytes
+            assert await other.drain(5) == 0
+            await cable.cut()
+            cable.limit_bytes = None
+            await cable.plug()
+            assert await one.drain(10) == 0
+        assert await stored(box) == {subject: [0, 3, 1, 2]}
 
     asyncio.run(run())
 

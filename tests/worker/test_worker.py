@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judge import judge
 from natsbox import nats_server, until
-from pipeline import ROOT, Pipeline, pipeline
 
+from chaos.judge import judge
+from chaos.pipeline import ROOT, Pipeline, pipeline
 from marketprism.config import MemoryLimits, load
 from marketprism.simulator import SimulatorOptions
 from marketprism.worker.vitals import Memory

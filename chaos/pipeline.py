@@ -1,4 +1,4 @@
-"""The real pipeline on loopback for tests: nats-server, the simulator in this process, workers as processes."""
+"""The real pipeline on loopback: nats-server, the simulator in this process, workers as processes."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from typing import Any
 import nats
 import nats.errors
 import yaml
-from judge import Verdict, judge
-from natsbox import NatsBox, free_port
+from nats.js.api import AckPolicy, ConsumerConfig
 
-from marketprism.simulator import Simulator, SimulatorOptions, write_config
+from chaos.explain import Fired
+from chaos.judge import Verdict, judge
+from chaos.natsbox import NatsBox, free_port
+from marketprism.simulator import Fault, Simulator, SimulatorOptions, write_config
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config" / "collector" / "unified_data_collection.yaml"
@@ -51,6 +53,37 @@ class SimulatorThread:
             self.simulator.inject(fault, worker, instrument)
 
         self.call(act())
+
+    def inject_fault(self, fault: Fault) -> None:
+        """A fault with all it can say, now."""
+
+        async def act() -> None:
+            self.simulator.inject_fault(fault)
+
+        self.call(act())
+
+    def fired(self) -> list[Fired]:
+        """What was injected, from when it was armed and again from when it took effect, for as long as it lasts."""
+        return [
+            Fired(
+                one.fault,
+                int(one.at_s * 1000),
+                int((one.at_s + one.fault.seconds) * 1000),
+                one.state == "fired",
+            )
+            for one in list(self.simulator.injected)
+        ]
+
+    def fills(self, workers: Collection[str]) -> dict[tuple[str, str], set[int]]:
+        """Of each (worker, instrument) of these workers: the numbers of all fills until now."""
+
+        async def ask() -> dict[tuple[str, str], set[int]]:
+            truth = self.simulator.truth
+            return {
+                (w, i): {f.seq for f in truth.fills(w, i)} for w, i in truth.instruments() if w in workers
+            }
+
+        return dict(self.call(ask()))
 
     def stop(self) -> None:
         """Stop serving; once is enough."""
@@ -108,7 +141,9 @@ class Pipeline:
         environment.pop("NATS_URL", None)
         command = [sys.executable, "-m", "marketprism", *arguments, "--config", str(self.config)]
         with (self.folder / "output.log").open("ab") as output:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
         self._processes.append(process)
         return process
 
@@ -136,35 +171,41 @@ class Pipeline:
 
     def count(self, subject: str) -> int:
         """How many messages the stream holds of a subject with wildcards; 0 while there is none."""
-        return asyncio.run(self._count(subject))
+        return sum(self.counts(subject).values())
 
-    async def _count(self, subject: str) -> int:
+    def counts(self, subject: str) -> dict[str, int]:
+        """The same by subject; {} while there is no stream."""
+        return asyncio.run(self._counts(subject))
+
+    async def _counts(self, subject: str) -> dict[str, int]:
         try:
             client = await nats.connect(self.nats.url, allow_reconnect=False, max_reconnect_attempts=0)
         except (OSError, TimeoutError, nats.errors.Error):
-            return 0
+            return {}
         try:
             info = await client.jetstream().stream_info("MARKET_DATA", subjects_filter=subject)
-            return sum((info.state.subjects or {}).values())
+            return info.state.subjects or {}
         except (TimeoutError, nats.errors.Error):
-            return 0
+            return {}
         finally:
             await client.close()
 
-    def messages(self) -> list[tuple[str, bytes]]:
-        """The whole stream, in its order."""
-        return asyncio.run(self._messages())
+    def messages(self, subject: str = ">") -> list[tuple[str, bytes]]:
+        """What the stream holds of a subject with wildcards, in its order."""
+        return asyncio.run(self._messages(subject))
 
-    async def _messages(self) -> list[tuple[str, bytes]]:
+    async def _messages(self, subject: str) -> list[tuple[str, bytes]]:
         client = await nats.connect(self.nats.url)
         try:
             js = client.jetstream()
-            last = (await js.stream_info("MARKET_DATA")).state.messages
+            config = ConsumerConfig(filter_subject=subject, ack_policy=AckPolicy.NONE, mem_storage=True)
+            consumer = await js.add_consumer("MARKET_DATA", config)
+            subscription = await js.pull_subscribe_bind(stream="MARKET_DATA", consumer=consumer.name)
+            left = consumer.num_pending
             found: list[tuple[str, bytes]] = []
-            subscription = await js.subscribe(">", stream="MARKET_DATA", ordered_consumer=True)
-            while len(found) < last:
-                message = await subscription.next_msg(timeout=10)
-                found.append((message.subject, message.data))
+            while len(found) < left:
+                batch = await subscription.fetch(min(1000, left - len(found)), timeout=10)
+                found += [(message.subject, message.data) for message in batch]
             return found
         finally:
             await client.close()
@@ -195,9 +236,7 @@ class Pipeline:
 
 
 @contextmanager
-def pipeline(
-    folder: Path, options: SimulatorOptions, changes: dict[str, Any] | None = None
-) -> Iterator[Pipeline]:
+def pipeline(folder: Path, options: SimulatorOptions) -> Iterator[Pipeline]:
     """A pipeline that is stopped whatever happens."""
     everything = Pipeline(folder, options)
     try:

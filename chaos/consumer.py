@@ -15,17 +15,21 @@ class ConsumerBook:
         self.bids: dict[Decimal, tuple[str, str]] = {}
         self.asks: dict[Decimal, tuple[str, str]] = {}
         self.last_id: int | None = None
+        self.ts_ms: int | None = None
         self.exact_from: Decimal | None = None
         self.exact_to: Decimal | None = None
         self.begun = False
         self.broken = False  # a delta did not follow: the chain has a hole that nobody told
 
-    def gap(self) -> None:
-        """A gap was told: wait for the next snapshot."""
-        self.begun = False
+    def gap(self, last_id_before: str | None = None) -> None:
+        """A gap was told: wait for the next snapshot, unless the book has been carried on beyond where it begins."""
+        if last_id_before is None or self.last_id is None or int(last_id_before) >= self.last_id:
+            self.begun = False
 
     def take(self, data: dict[str, Any]) -> bool:
         """Apply a payload; False where it is to be passed over."""
+        if self.begun and self._known(data):
+            return False  # of a second collector
         if data["update_type"] == "snapshot":
             self.bids, self.asks = {}, {}
             self.begun = True
@@ -41,8 +45,19 @@ class ConsumerBook:
                     side.pop(Decimal(price), None)
                 else:
                     side[Decimal(price)] = price, quantity
-        self.last_id = data["last_update_id"]
+        self.last_id, self.ts_ms = data["last_update_id"], data["ts_ms"]
         return True
+
+    def _known(self, data: dict[str, Any]) -> bool:
+        """Whether the book tells this already: a delta it holds, a snapshot older than it."""
+        last = data["last_update_id"]
+        if last is None or self.last_id is None or data["prev_update_id"] == self.last_id:
+            return False
+        newest = last + (data["update_type"] == "snapshot")
+        if data["exchange"] == "okx":  # its ids may begin anew from a smaller one
+            later_ms = data["ts_ms"] - (self.ts_ms or 0)
+            return bool(later_ms < -10_000 or (newest <= self.last_id and later_ms < 10_000))
+        return bool(newest <= self.last_id)
 
     def _follows(self, data: dict[str, Any]) -> bool:
         first, prev, last = data["first_update_id"], data["prev_update_id"], data["last_update_id"]
