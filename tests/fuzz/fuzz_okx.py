@@ -1,0 +1,20 @@
+"""OKX: frames, REST bodies, connections and time, see `scripted`."""
+
+from collections.abc import Iterator
+
+import scripted
+from mutation import mutate
+
+__all__ = ["mutate", "one", "seeds"]
+
+EXCHANGE = "okx_derivatives"
+
+
+def one(data: bytes) -> None:
+    """Run one script."""
+    scripted.run(EXCHANGE, "BTC-USDT-SWAP", data)
+
+
+def seeds() -> Iterator[bytes]:
+    """Scripts made of the recordings."""
+    return scripted.scripts([EXCHANGE])
