@@ -3,7 +3,11 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 
+import msgspec
+
+from benchmarks.load import Load
 from benchmarks.machine import Machine
 from benchmarks.pipeline import Pipeline, pipeline
 from benchmarks.processes import ProcessFigures, machine_busy_s, memory_together_mb, observe
@@ -13,6 +17,11 @@ from marketprism.quickstart.children import QuickstartError, StopRequestedError
 
 SETTLE_S = 5.0
 _LOOK_EVERY_S = 0.5
+BACKLOG_S = 1.0
+"""A rate holds while no more is left waiting for NATS at the end of the window than so many seconds bring."""
+P99_MS = 50.0
+SENT_SHARE = 0.9
+"""Of the rate asked for, what the simulator must have sent for the rate to count as tried."""
 FIVE, ONE = "five processes", "one process"
 
 
@@ -52,23 +61,75 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class LiveResult:
-    """All that `live` found. `rate`: messages per second and exchange asked of the simulator."""
+    """All that `live` found."""
 
     machine: Machine
-    rate: float
-    seed: int
+    load: Load
     runs: list[Run]
 
 
-def live(rate: float, seconds: float, seed: int, *, compare: bool) -> LiveResult:
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rate of a sweep, in messages per second and exchange. `strain`: what did not hold; "" where all did."""
+
+    rate: float
+    run: Run
+    strain: str
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """All that `live --sweep` found."""
+
+    machine: Machine
+    seed: int
+    steps: list[Step]
+
+
+def live(load: Load, seconds: float, *, compare: bool) -> LiveResult:
     """Measure five processes and, to `compare`, then one for all. Raises QuickstartError, StopRequestedError."""
     machine = Machine.here()
-    runs = []
-    for mode in (FIVE, ONE) if compare else (FIVE,):
-        with pipeline(rate, seed, single_process=mode == ONE) as running:
-            _wait(min(SETTLE_S, seconds))
-            runs.append(_measure(running, mode, seconds))
-    return LiveResult(machine, rate, seed, runs)
+    modes = (FIVE, ONE) if compare else (FIVE,)
+    return LiveResult(machine, load, [run_once(load, seconds, mode) for mode in modes])
+
+
+def sweep(load: Load, seconds: float) -> SweepResult:
+    """Measure at the load's rate, ten times that, and twice as much each time until something does not hold.
+
+    Raises QuickstartError, StopRequestedError.
+    """
+    machine = Machine.here()
+    steps: list[Step] = []
+    rates = chain([load.rate], (load.rate * 10 * 2**n for n in count()))
+    for rate in rates:
+        run = run_once(msgspec.structs.replace(load, rate=rate), seconds, FIVE)
+        steps.append(Step(rate, run, _strain(run, rate)))
+        if steps[-1].strain:
+            break
+    return SweepResult(machine, load.seed, steps)
+
+
+def _strain(run: Run, rate: float) -> str:
+    """What shows that this rate does not hold, the simulator's own limit first."""
+    sent = run.together.messages_per_s
+    asked = rate * len(run.exchanges)
+    p99_ms = run.together.written.p99_ms
+    if sent < SENT_SHARE * asked:
+        return f"the simulator sends {sent:,.0f} messages/s, not {asked:,.0f}"
+    if not run.healthy_at_end:
+        return "not healthy at the end"
+    if run.together.unacknowledged > BACKLOG_S * run.together.events_per_s:
+        return f"{run.together.unacknowledged} messages more wait for NATS than before"
+    if p99_ms is None or p99_ms > P99_MS:
+        return f"p99 of socket read to written is above {P99_MS:g} ms"
+    return ""
+
+
+def run_once(load: Load, seconds: float, mode: str) -> Run:
+    """A pipeline of its own, measured once it has settled. Raises QuickstartError, StopRequestedError."""
+    with pipeline(load, single_process=mode == ONE) as running:
+        wait(min(SETTLE_S, seconds))
+        return _measure(running, mode, seconds)
 
 
 def _measure(running: Pipeline, mode: str, seconds: float) -> Run:
@@ -77,7 +138,7 @@ def _measure(running: Pipeline, mode: str, seconds: float) -> Run:
     observed_workers, observed_others = observe(workers), observe(others)
     began_s, busy_s = time.monotonic(), machine_busy_s()
     while time.monotonic() - began_s < seconds:
-        _wait(_LOOK_EVERY_S)
+        wait(_LOOK_EVERY_S)
         for process in (*observed_workers, *observed_others):
             process.look()
     elapsed_s, busy_s = time.monotonic() - began_s, machine_busy_s() - busy_s
@@ -112,8 +173,8 @@ def _measure(running: Pipeline, mode: str, seconds: float) -> Run:
 def _bars(exchanges: Sequence[ExchangeFigures], rss_max_mb: float) -> list[Bar]:
     """The targets of the multi-process design; latencies are those of the worst exchange."""
     return [
-        _bar("latency, mean, worst exchange", [e.mean_ms for e in exchanges], 0.25, "ms"),
-        _bar("latency, p99, worst exchange", [e.p99_ms for e in exchanges], 5.0, "ms"),
+        _bar("latency, mean, worst exchange", [e.written.mean_ms for e in exchanges], 0.25, "ms"),
+        _bar("latency, p99, worst exchange", [e.written.p99_ms for e in exchanges], 5.0, "ms"),
         _bar("memory of the workers together (RSS)", [rss_max_mb], 510.0, "MB"),
     ]
 
@@ -124,7 +185,7 @@ def _bar(name: str, figures: Sequence[float | None], at_most: float, unit: str) 
     return Bar(name, worst, at_most, unit, met=worst is not None and worst <= at_most)
 
 
-def _wait(seconds: float) -> None:
-    """Sleep; Ctrl-C ends it and all."""
+def wait(seconds: float) -> None:
+    """Sleep; Ctrl-C ends it and all. Raises StopRequestedError."""
     if stop.requested_within(seconds):
         raise StopRequestedError

@@ -7,24 +7,33 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgspec
 import yaml
 
+from benchmarks.load import Load, symbol_names
 from benchmarks.machine import NATS_SERVER, ROOT
 from marketprism.quickstart import children
 from marketprism.quickstart.children import Child
 from marketprism.quickstart.figures import fetch
 
 SHIPPED_CONFIG = ROOT / "config/collector/unified_data_collection.yaml"
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 90.0
+_MEMORY = {"soft_mb": 1000, "hard_mb": 2000}  # of a worker with more symbols than shipped
 
 
 class _Process(msgspec.Struct):
-    status: str
     process: str
     pid: int | None
-    restarts: int
+    live_books: int
+    expected_books: int
+    websockets: int
+    expected_websockets: int
+
+    @property
+    def is_complete(self) -> bool:
+        return 0 < self.live_books == self.expected_books and 0 < self.websockets == self.expected_websockets
 
 
 class Health(msgspec.Struct):
@@ -41,6 +50,8 @@ class Pipeline:
     running: list[Child]
     health_url: str
     metrics_url: str
+    nats_url: str
+    config: Path
 
     def health(self) -> Health | None:
         """What /health says; None while nobody answers."""
@@ -65,22 +76,28 @@ class Pipeline:
         return {child.process.pid: child.name for child in self.running}
 
     def is_healthy(self) -> bool:
-        """Whether every worker is complete: sockets, books, NATS."""
+        """Whether nothing is wrong. A book that is silent for long is; with hundreds of symbols one may be."""
         health = self.health()
         return health is not None and health.status == "healthy"
 
+    def is_complete(self) -> bool:
+        """Whether every worker has all its sockets and books."""
+        health = self.health()
+        return health is not None and all(p.is_complete for p in health.processes.values())
+
 
 @contextmanager
-def pipeline(rate: float, seed: int, *, single_process: bool) -> Iterator[Pipeline]:
-    """Start everything on free ports in a temporary directory, wait until it is healthy; stop it at the end.
+def pipeline(load: Load, *, single_process: bool = False) -> Iterator[Pipeline]:
+    """Start everything on free ports in a temporary directory, wait until it is complete; stop it at the end.
 
-    `rate`: messages per second and exchange. Raises children.QuickstartError when something does not start.
+    Raises children.QuickstartError when something does not start.
     """
     with TemporaryDirectory(prefix="marketprism-bench-") as name:
         folder = Path(name)
         nats, health, metrics = _free_ports(3)
+        nats_url = f"nats://127.0.0.1:{nats}"
         env = {
-            "MARKETPRISM_NATS_URL": f"nats://127.0.0.1:{nats}",
+            "MARKETPRISM_NATS_URL": nats_url,
             "MARKETPRISM_RUNTIME_DIR": str(folder / "run"),
             "MARKETPRISM_LOG_DIR": str(folder / "logs"),
         }
@@ -88,11 +105,11 @@ def pipeline(rate: float, seed: int, *, single_process: bool) -> Iterator[Pipeli
         urls = f"http://127.0.0.1:{health}/health", f"http://127.0.0.1:{metrics}/metrics"
         try:
             _start_nats(running, folder, nats)
-            config = _start_simulator(running, folder, env, rate, seed, health, metrics)
+            config = _start_simulator(running, folder, env, load, health, metrics)
             mode = ("--single-process",) if single_process else ()
             _marketprism(running, folder, env, "launcher", "--config", str(config), *mode)
-            started = Pipeline(running, *urls)
-            children.wait_until(started.is_healthy, "a healthy pipeline", running, _START_TIMEOUT_S)
+            started = Pipeline(running, *urls, nats_url, config)
+            children.wait_until(started.is_complete, "all sockets and books", running, _START_TIMEOUT_S)
             yield started
         finally:
             children.stop_all(running)
@@ -122,30 +139,36 @@ def _greets(port: int) -> bool:
 
 
 def _start_simulator(
-    running: list[Child], folder: Path, env: dict[str, str], rate: float, seed: int, health: int, metrics: int
+    running: list[Child], folder: Path, env: dict[str, str], load: Load, health: int, metrics: int
 ) -> Path:
     """The configuration that leads to the simulated exchanges."""
     document = yaml.safe_load(SHIPPED_CONFIG.read_text())
     document["monitoring"] |= {"health_check": {"port": health}, "metrics": {"port": metrics}}
+    for name, exchange in document["exchanges"].items():
+        _shape(exchange, name, load)
     shipped, config = folder / "shipped.yaml", folder / "simulated.yaml"
     shipped.write_text(yaml.safe_dump(document))
-    argv = (
-        "--config",
-        str(shipped),
-        "--write-config",
-        str(config),
-        "--rate",
-        f"{rate:g}",
-        "--seed",
-        str(seed),
-    )
-    _marketprism(running, folder, env, "simulate", *argv)
+    command = [sys.executable, "-m", "benchmarks.simulator", msgspec.json.encode(load).decode()]
+    log = folder / "simulate.log"
+    running.append(children.start("simulate", [*command, shipped, config], log, ROOT, env))
 
     def is_written() -> bool:
         return config.exists() and config.stat().st_size > 0
 
     children.wait_until(is_written, "the simulated exchanges", running, _START_TIMEOUT_S)
     return config
+
+
+def _shape(exchange: dict[str, Any], name: str, load: Load) -> None:
+    """Change the shipped settings of an exchange into those of the load."""
+    if load.exchange not in (None, name):
+        exchange["enabled"] = False
+        return
+    if load.symbols is not None:
+        exchange |= {"symbols": symbol_names(name, load.symbols), "memory": _MEMORY}
+    if load.levels is not None:
+        exchange["orderbook"]["depth_limit"] = load.levels
+        exchange["memory"] = _MEMORY
 
 
 def _marketprism(running: list[Child], folder: Path, env: dict[str, str], verb: str, *argv: str) -> None:

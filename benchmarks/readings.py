@@ -7,7 +7,9 @@ from itertools import pairwise
 
 from prometheus_client.parser import text_string_to_metric_families
 
-_LATENCY = "marketprism_publish_latency_seconds"
+_WRITTEN = "marketprism_publish_latency_seconds"
+_ACKNOWLEDGED = "marketprism_acknowledge_latency_seconds"
+_HISTOGRAMS = {f"{_WRITTEN}_bucket": "written", f"{_ACKNOWLEDGED}_bucket": "acknowledgement"}
 _SUMMED = {
     "marketprism_websocket_messages_received_total": "messages",
     "marketprism_data_count_total": "events",
@@ -16,7 +18,8 @@ _SUMMED = {
     "marketprism_orderbooks_skipped_total": "skipped",
     "marketprism_errors_total": "errors",
     "marketprism_worker_heartbeat_timestamp_seconds": "at_s",
-    f"{_LATENCY}_sum": "latency_sum_s",
+    f"{_WRITTEN}_sum": "written_sum_s",
+    f"{_ACKNOWLEDGED}_sum": "acknowledgement_sum_s",
 }
 
 
@@ -24,7 +27,8 @@ _SUMMED = {
 class Counts:
     """One exchange's running totals.
 
-    `at_s`: when the worker wrote them, Unix time; `buckets`: upper bound in seconds → how many up to it.
+    `at_s`: when the worker wrote them, Unix time. Of the two latencies, from the read of the socket to the write to
+    NATS and to its acknowledgement: the sum, and upper bound in seconds → how many up to it.
     """
 
     at_s: float = 0.0
@@ -34,8 +38,10 @@ class Counts:
     gaps: float = 0.0
     skipped: float = 0.0
     errors: float = 0.0
-    latency_sum_s: float = 0.0
-    buckets: dict[float, float] = field(default_factory=dict)
+    written_sum_s: float = 0.0
+    acknowledgement_sum_s: float = 0.0
+    written: dict[float, float] = field(default_factory=dict)
+    acknowledgement: dict[float, float] = field(default_factory=dict)
 
 
 def parse(text: str) -> dict[str, Counts]:
@@ -47,8 +53,9 @@ def parse(text: str) -> dict[str, Counts]:
             if name is None:
                 continue
             counts = found.setdefault(name, Counts())
-            if sample.name == f"{_LATENCY}_bucket":
-                counts.buckets[float(sample.labels["le"])] = sample.value
+            if sample.name in _HISTOGRAMS:
+                buckets: dict[float, float] = getattr(counts, _HISTOGRAMS[sample.name])
+                buckets[float(sample.labels["le"])] = sample.value
             elif sample.name in _SUMMED:
                 field_name = _SUMMED[sample.name]
                 setattr(counts, field_name, getattr(counts, field_name) + sample.value)
@@ -63,10 +70,12 @@ class Histogram:
     sum_s: float
 
     @classmethod
-    def between(cls, before: Counts, after: Counts) -> "Histogram":
-        """What came between two readings."""
-        counted = tuple((b, after.buckets[b] - before.buckets.get(b, 0.0)) for b in sorted(after.buckets))
-        return cls(counted, after.latency_sum_s - before.latency_sum_s)
+    def between(cls, before: Counts, after: Counts, name: str) -> "Histogram":
+        """What came between two readings; `name` is that of a latency in Counts."""
+        earlier: dict[float, float] = getattr(before, name)
+        later: dict[float, float] = getattr(after, name)
+        counted = tuple((b, later[b] - earlier.get(b, 0.0)) for b in sorted(later))
+        return cls(counted, getattr(after, f"{name}_sum_s") - getattr(before, f"{name}_sum_s"))
 
     @classmethod
     def together(cls, parts: Sequence["Histogram"]) -> "Histogram":
@@ -98,27 +107,44 @@ class Histogram:
                 return 1e3 * (lower + share)
         return None
 
-    def worst_ms(self) -> float | None:
+    def below_ms(self) -> float | None:
         """The bound that no message exceeded; infinite where one exceeded the last. None: no message."""
         return next((1e3 * bound for bound, n in self.counted if n >= self.count > 0), None)
 
 
 @dataclass(frozen=True, slots=True)
-class ExchangeFigures:
-    """One exchange over the window; rates per second of the worker's own clock. Latency: socket read → publish written.
+class Latency:
+    """A histogram in five figures, milliseconds; None: nothing was measured. `below_ms`: no message took longer."""
 
+    count: int
+    mean_ms: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+    p999_ms: float | None
+    below_ms: float | None
+    buckets: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Counts, Counts]], name: str) -> "Latency":
+        """What came between the readings, all exchanges as one."""
+        found = Histogram.together([Histogram.between(*pair, name) for pair in pairs])
+        quantiles = (found.quantile_ms(q) for q in (0.5, 0.99, 0.999))
+        return cls(found.count, found.mean_ms(), *quantiles, found.below_ms(), found.counted)
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeFigures:
+    """One exchange over the window; rates per second of the worker's own clock.
+
+    `written`, `acknowledged`: from the read of the socket to the write to NATS, and to JetStream's acknowledgement.
     `gaps`, `errors` and `skipped` count since the start of the worker, latencies only within the window.
     `unacknowledged`: events of the window less acknowledgements in it; a backlog that grows shows here.
     """
 
     messages_per_s: float
     events_per_s: float
-    latency_count: int
-    mean_ms: float | None
-    p50_ms: float | None
-    p99_ms: float | None
-    p999_ms: float | None
-    worst_ms: float | None
+    written: Latency
+    acknowledged: Latency
     gaps: int
     errors: int
     skipped: int
@@ -141,17 +167,12 @@ def all_figures(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> Ex
 
 
 def _figures(pairs: Sequence[tuple[Counts, Counts]], span_s: float) -> ExchangeFigures:
-    latency = Histogram.together([Histogram.between(*pair) for pair in pairs])
     events = sum(after.events - before.events for before, after in pairs)
     return ExchangeFigures(
         messages_per_s=sum(after.messages - before.messages for before, after in pairs) / span_s,
         events_per_s=events / span_s,
-        latency_count=latency.count,
-        mean_ms=latency.mean_ms(),
-        p50_ms=latency.quantile_ms(0.5),
-        p99_ms=latency.quantile_ms(0.99),
-        p999_ms=latency.quantile_ms(0.999),
-        worst_ms=latency.worst_ms(),
+        written=Latency.of(pairs, "written"),
+        acknowledged=Latency.of(pairs, "acknowledgement"),
         gaps=int(sum(after.gaps for _, after in pairs)),
         errors=int(sum(after.errors for _, after in pairs)),
         skipped=int(sum(after.skipped for _, after in pairs)),

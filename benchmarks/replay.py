@@ -144,37 +144,62 @@ def replay(captures: Sequence[Path], exchange: str | None, repetitions: int) -> 
     return ReplayResult(machine, repetitions, [_measure(path, exchange, repetitions) for path in captures])
 
 
-def _measure(path: Path, exchange: str | None, repetitions: int) -> CaptureFigures:
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A recording as the calls it makes on a venue, without the frames of which nothing is published.
+
+    `venue`: the one of the first replay, in its last state. `events`: how many it published.
+    """
+
+    exchange: str
+    venue: Venue
+    calls: list[Call]
+    events: int
+    left_out: dict[str, int]
+
+    @property
+    def frames(self) -> list[bytes]:
+        """What came over websockets."""
+        return [call.args[1] for call in self.calls if call.channel is not None]
+
+
+def recording(path: Path, exchange: str | None) -> Recording:
+    """Replay once and note what happens. Raises ReplayBenchError, UnreadableError."""
     name = exchange or exchange_of(path)
     if name is None:
         raise ReplayBenchError(f"{path}: whose recording is it? Say --exchange: one of {', '.join(OFFERS)}")
-    tape = Tape(_venue(name))
+    venue = _venue(name)
+    tape = Tape(venue)
     Replay(cast(Venue, tape), [path], lambda _: None).run()
     left_out = {channel: n for channel, n in tape.frames.items() if not tape.events[channel]}
     calls = [call for call in tape.calls if call.channel not in left_out]
-    frames = [call.args[1] for call in calls if call.channel is not None]
-    if not frames:
+    if all(call.channel is None for call in calls):
         raise ReplayBenchError(f"{path}: nothing of it is published as {name}: there is nothing to measure")
-    del tape
+    return Recording(name, venue, calls, sum(tape.events.values()), left_out)
+
+
+def _measure(path: Path, exchange: str | None, repetitions: int) -> CaptureFigures:
+    taped = recording(path, exchange)
+    frames = taped.frames
     gc.collect()
     gc.freeze()  # the recording is not the collector's work: keep it out of the garbage collector's sight
     try:
-        costs = [_repeat(name, calls, frames) for _ in range(repetitions)]
-        channels = _split(name, calls)
+        costs = [_repeat(taped.exchange, taped.calls, frames) for _ in range(repetitions)]
+        channels = _split(taped.exchange, taped.calls)
     finally:
         gc.unfreeze()
     decode_ns, book_ns, encode_ns = zip(*((c.decode_ns, c.book_ns, c.encode_ns) for c in costs), strict=True)
-    encode_us = _best_and_median(encode_ns, len(frames))
+    encode_us = best_and_median_us(encode_ns, len(frames))
     return CaptureFigures(
         capture=path.name,
-        exchange=name,
+        exchange=taped.exchange,
         frames=len(frames),
         events=costs[0].events,
         bytes_in=sum(map(len, frames)),
         bytes_out=costs[0].bytes_out,
-        left_out=left_out,
-        decode_us=_best_and_median(decode_ns, len(frames)),
-        book_us=_best_and_median(book_ns, len(frames)),
+        left_out=taped.left_out,
+        decode_us=best_and_median_us(decode_ns, len(frames)),
+        book_us=best_and_median_us(book_ns, len(frames)),
         encode_us=encode_us,
         channels=channels,
         messages_per_s_per_core=(1e6 / encode_us[0], 1e6 / encode_us[1]),
@@ -185,7 +210,8 @@ def _venue(name: str) -> Venue:
     return VENUES[name](replay_options(name, None))
 
 
-def _best_and_median(costs_ns: Sequence[int], frames: int) -> tuple[float, float]:
+def best_and_median_us(costs_ns: Sequence[int], frames: int) -> tuple[float, float]:
+    """Microseconds a frame, of several repetitions."""
     return min(costs_ns) / frames / 1e3, statistics.median(costs_ns) / frames / 1e3
 
 
@@ -201,8 +227,8 @@ class _Cost:
 def _repeat(name: str, calls: Sequence[Call], frames: Sequence[bytes]) -> _Cost:
     """All three figures one after the other, so that a noisy moment hits them alike."""
     decode_ns = _decode_ns(frames)
-    book_ns, _, _ = _run(name, calls, lambda _: b"")
-    encode_ns, events, bytes_out = _run(name, calls, encode)
+    book_ns, _, _ = run(name, calls, lambda _: b"")
+    encode_ns, events, bytes_out = run(name, calls, encode)
     return _Cost(decode_ns, book_ns, encode_ns, events, bytes_out)
 
 
@@ -214,7 +240,7 @@ def _decode_ns(frames: Sequence[bytes]) -> int:
     return time.thread_time_ns() - began_ns
 
 
-def _run(name: str, calls: Sequence[Call], encode: Callable[[Any], bytes]) -> tuple[int, int, int]:
+def run(name: str, calls: Sequence[Call], encode: Callable[[Any], bytes]) -> tuple[int, int, int]:
     """CPU time, events, and bytes of one run on a fresh venue."""
     venue = _venue(name)
     bound = [(getattr(venue, call.method), call.args) for call in calls]

@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.live import FIVE, ONE, LiveResult, Run
+from benchmarks.floor import TARGET, FloorResult
+from benchmarks.live import FIVE, ONE, LiveResult, Run, Step, SweepResult
+from benchmarks.peers import PeerFigures, PeersResult
 from benchmarks.processes import ProcessFigures
-from benchmarks.readings import ExchangeFigures
+from benchmarks.readings import ExchangeFigures, Latency
 from benchmarks.replay import CaptureFigures, ReplayResult
+from benchmarks.scale import Row, ScaleResult
+from benchmarks.soak import Series, SoakResult
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -29,15 +33,48 @@ def live_lines(result: LiveResult) -> Iterator[str]:
     yield from result.machine.lines()
     for run in result.runs:
         yield ""
-        yield from _run_lines(run, result.rate)
+        yield from _run_lines(run, result.load.rate)
     if len(result.runs) > 1:
         yield ""
         yield from _comparison(*result.runs)
 
 
+def sweep_lines(result: SweepResult) -> Iterator[str]:
+    """All of `live --sweep`: a line for each rate, all exchanges together."""
+    yield from result.machine.lines()
+    yield ""
+    header = ("messages/s", "events/s", *_latency_header("written"), *_latency_header("acknowledged"))
+    rows = [_sweep_row(step) for step in result.steps]
+    yield from table((*header, "CPU us/message", "workers CPU %", "RSS MB", "gaps", "held"), rows)
+    for step in result.steps:
+        if step.strain:
+            yield f"at {step.rate:g} messages/s an exchange: {step.strain}"
+    yield from _other_work([step.run for step in result.steps])
+
+
+def _sweep_row(step: Step) -> list[str]:
+    run, all_of_them = step.run, step.run.together
+    return [
+        f"{all_of_them.messages_per_s:,.0f}",
+        f"{all_of_them.events_per_s:,.0f}",
+        *_latency_cells(all_of_them.written),
+        *_latency_cells(all_of_them.acknowledged),
+        _number(run.cpu_us_per_message, "{:.0f}"),
+        f"{run.cpu_percent:.0f}",
+        f"{run.rss_max_mb:.0f}",
+        str(all_of_them.gaps),
+        "no" if step.strain else "yes",
+    ]
+
+
+def _other_work(runs: Sequence[Run]) -> Iterator[str]:
+    told = ", ".join(f"{run.other_cpu_percent:.0f}" for run in runs)
+    yield f"the machine's other work meanwhile: {told} % of a core"
+
+
 def _run_lines(run: Run, rate: float) -> Iterator[str]:
     yield f"{run.mode}, {rate:g} messages/s asked of each exchange, measured for {run.seconds:.0f} s"
-    yield f"the machine's other work meanwhile: {run.other_cpu_percent:.0f} % of a core"
+    yield from _other_work([run])
     if not run.healthy_at_end:
         yield "ATTENTION: not healthy at the end"
     yield ""
@@ -53,27 +90,31 @@ def _run_lines(run: Run, rate: float) -> Iterator[str]:
 
 
 def _latency_table(run: Run) -> Iterator[str]:
-    header = (
-        "socket read to written, ms",
-        "messages/s",
-        "events/s",
-        "mean",
-        "p50",
-        "p99",
-        "p99.9",
-        "all below",
-    )
+    header = ("ms after the socket read", "messages/s", "events/s", "written, mean")
+    header = (*header, *_latency_header("written"), *_latency_header("acknowledged"))
     rows = [_latency_row(name, e) for name, e in run.exchanges.items()]
     rows.append(_latency_row("together", run.together))
     yield from table((*header, "gaps", "errors", "unacked"), rows)
 
 
+def _latency_header(name: str) -> tuple[str, ...]:
+    return f"{name}, p50", "p99", "p99.9", "below"
+
+
 def _latency_row(name: str, e: ExchangeFigures) -> list[str]:
-    figures = e.mean_ms, e.p50_ms, e.p99_ms, e.p999_ms
-    worst = "-" if e.worst_ms is None else f"{e.worst_ms:g}"
     rates = f"{e.messages_per_s:.1f}", f"{e.events_per_s:.1f}"
+    latencies = (*_latency_cells(e.written), *_latency_cells(e.acknowledged))
     counts = str(e.gaps), str(e.errors), str(e.unacknowledged)
-    return [name, *rates, *("-" if f is None else f"{f:.3f}" for f in figures), worst, *counts]
+    return [name, *rates, _number(e.written.mean_ms, "{:.3f}"), *latencies, *counts]
+
+
+def _latency_cells(found: Latency) -> list[str]:
+    quantiles = (_number(f, "{:.3f}") for f in (found.p50_ms, found.p99_ms, found.p999_ms))
+    return [*quantiles, _number(found.below_ms, "{:g}")]
+
+
+def _number(figure: float | None, form: str) -> str:
+    return "-" if figure is None else form.format(figure)
 
 
 def _process_table(run: Run) -> Iterator[str]:
@@ -120,8 +161,13 @@ def _comparison(five: Run, one: Run) -> Iterator[str]:
                 "60-70 %",
             ),
             row("memory of the workers, sum", (one.rss_max_mb, five.rss_max_mb), "MB", "at most 720 MB"),
-            row("latency, mean", (one.together.mean_ms, five.together.mean_ms), "ms", "0.12-0.25 ms"),
-            row("latency, p99", (one.together.p99_ms, five.together.p99_ms), "ms", "2-5 ms"),
+            row(
+                "latency, mean",
+                (one.together.written.mean_ms, five.together.written.mean_ms),
+                "ms",
+                "0.12-0.25 ms",
+            ),
+            row("latency, p99", (one.together.written.p99_ms, five.together.written.p99_ms), "ms", "2-5 ms"),
             row("CPU a message", (one.cpu_us_per_message, five.cpu_us_per_message), "us", "-"),
         ],
     )
@@ -153,3 +199,97 @@ def _channel_rows(c: CaptureFigures) -> Iterator[list[str]]:
     for channel in c.channels:
         name = f"{c.capture.removesuffix('.gz').removesuffix('.jsonl')} {channel.channel}"
         yield [name, str(channel.frames), str(channel.events), f"{channel.us_per_frame:.2f}"]
+
+
+def peers_lines(result: PeersResult) -> Iterator[str]:
+    """All of `peers`."""
+    yield from result.machine.lines()
+    yield f"beside {result.peer}; microseconds of CPU a frame, best / median of {result.repetitions} repetitions;"
+    yield "ratios: cryptofeed's time over ours, median of the pairs, above 1 where ours is faster"
+    yield ""
+    header = ("recording", "frames", "venue + book", "+ encode", "cryptofeed", "with checks")
+    ratios = ("ratio", "with checks", "to + encode")
+    rows = [_peer_row(c) for c in result.captures]
+    yield from table((*header, *ratios, "messages/s/core, ours", "cryptofeed"), rows)
+    yield ""
+    for c in result.captures:
+        told = ", ".join(f"{n} {name}" for name, n in sorted(c.peer_callbacks.items()))
+        yield f"{c.capture}: {c.events} events of ours; cryptofeed: {told}; not understood: {c.peer_warnings}"
+        yield f"    best bid and ask at the end equal in {c.tops_equal} of {c.books} books"
+
+
+def _peer_row(c: PeerFigures) -> list[str]:
+    costs = (
+        f"{best:.2f} / {median:.2f}"
+        for best, median in (c.book_us, c.encode_us, c.peer_us, c.peer_checked_us)
+    )
+    ratios = (f"{ratio:.2f}" for ratio in (c.ratio, c.ratio_checked, c.ratio_encode))
+    rates = (f"{1e6 / c.book_us[1]:,.0f}", f"{1e6 / c.peer_us[1]:,.0f}")
+    return [c.capture, str(c.frames), *costs, *ratios, *rates]
+
+
+def floor_lines(result: FloorResult) -> Iterator[str]:
+    """All of `floor`."""
+    yield from result.machine.lines()
+    slices = len(result.rates[0].variants[0].slices)
+    yield f"{result.exchange}; us of CPU a message, medians of {slices} slices of {result.slice_s:.1f} s"
+    yield ""
+    rows = [
+        [
+            f"{rate.rate:g} messages/s, {variant.variant}",
+            f"{variant.ours_us:.1f}",
+            f"{variant.floor_us:.1f}",
+            f"{variant.ratio:.2f}",
+            "met" if variant.ratio <= TARGET else "NOT MET",
+            str(variant.unacknowledged),
+        ]
+        for rate in result.rates
+        for variant in rate.variants
+    ]
+    target = f"target {TARGET:g}"
+    yield from table(("floor", "worker us", "floor us", "ratio", target, "floor's unacked"), rows)
+
+
+def scale_lines(result: ScaleResult) -> Iterator[str]:
+    """All of `scale`."""
+    yield from result.machine.lines()
+    yield ""
+    header = ("exchange, symbols, levels a side", "messages/s", "events/s", "CPU %", "us/message", "us/event")
+    yield from table((*header, "written, p99", "RSS MB", "gaps"), [_scale_row(row) for row in result.rows])
+    yield from _other_work([row.run for row in result.rows])
+
+
+def _scale_row(row: Row) -> list[str]:
+    run, figures = row.run, row.run.together
+    per_event = 1e4 * run.cpu_percent / figures.events_per_s if figures.events_per_s else None
+    return [
+        f"{row.load.exchange}, {row.load.symbols}, {row.load.levels or 'as sent'}",
+        f"{figures.messages_per_s:.0f}",
+        f"{figures.events_per_s:.0f}",
+        f"{run.cpu_percent:.1f}",
+        _number(run.cpu_us_per_message, "{:.0f}"),
+        _number(per_event, "{:.0f}"),
+        _number(figures.written.p99_ms, "{:.2f}"),
+        f"{run.rss_max_mb:.0f}",
+        str(figures.gaps),
+    ]
+
+
+def soak_lines(result: SoakResult) -> Iterator[str]:
+    """All of `soak`."""
+    yield from result.machine.lines()
+    yield f"{result.seconds:.0f} s at {result.load.rate:g} messages/s an exchange: {result.messages:,} messages,"
+    yield f"{result.events:,} events, {result.gaps} gaps, {result.errors} errors, {result.unacknowledged} unacked"
+    yield f"slopes of RSS from {result.warm_up_s:.0f} s on, least squares, with their standard error"
+    yield ""
+    header = ("process", "RSS start MB", "warm", "end", "max", "MB/h", "descriptors", "threads")
+    yield from table(header, [_soak_row(s, result) for s in (*result.workers, *result.others)])
+    yield "descriptors, threads: after the warm-up / at the end / the most in between"
+
+
+def _soak_row(s: Series, result: SoakResult) -> list[str]:
+    warm = s.rss_mb[result.at_s.index(result.warm_up_s)]
+    slope = f"{_number(s.slope_mb_per_h, '{:+.2f}')} ± {_number(s.error_mb_per_h, '{:.2f}')}"
+    memory = (f"{mb:.1f}" for mb in (s.rss_mb[0], warm, s.rss_mb[-1], max(s.rss_mb)))
+    counts = (" / ".join(map(str, three)) for three in (s.descriptors, s.threads))
+    return [s.name, *memory, slope, *counts]
