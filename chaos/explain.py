@@ -13,6 +13,8 @@ NOTICED_WITHIN_MS = 90_000
 TOLD_WITHIN_MS = {"trade": 150_000}
 """A trade's hole is told when REST has refused for about a minute; all else as soon as it is noticed."""
 _ENDS_A_WORKER = frozenset({"kill_worker", "kill_launcher"})
+_SINCE_THE_START = frozenset({"orderbook_delta", "liquidation"})
+"""Types of which a new process tells what it missed as a `restart` gap. Trades come by REST."""
 _EARLY_MS = 1_000  # clocks are read at different moments
 
 
@@ -47,7 +49,7 @@ def _worker(gap: Payload) -> str:
 
 def _explains(fired: Fired, gap: Payload, kinds: Mapping[str, FaultKind]) -> bool:
     name, data_type, told_ms = fired.fault.name, gap["affected_data_type"], gap["collected_ts_ms"]
-    if data_type == "orderbook_delta" and (gap["cause"] == "restart") != (name in _ENDS_A_WORKER):
+    if data_type in _SINCE_THE_START and (gap["cause"] == "restart") != (name in _ENDS_A_WORKER):
         return False
     began_ms = min(told_ms, gap["last_ts_ms_before"] or told_ms)
     return (

@@ -30,13 +30,14 @@ _WRONG_TOLD = 3  # states of one book
 class Verdict:
     """What was compared, and every contradiction found.
 
-    trades: published; fills: what they sum up; missing: fills that a gap tells; books: states compared.
+    trades, liquidations: published; fills: what trades sum up; missing: fills that a gap tells; books: states compared.
     """
 
     trades: int = 0
     fills: int = 0
     missing: int = 0
     books: int = 0
+    liquidations: int = 0
     gaps: list[Payload] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 

@@ -148,13 +148,15 @@ class Pipeline:
         return process
 
     def health(self) -> dict[str, Any]:
-        """The launcher's own word; {} while it does not answer."""
+        """The launcher's own word; {} while it does not answer, or not as it should."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/health", timeout=5) as answer:
+            try:
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/health", timeout=5)
+            except urllib.error.HTTPError as e:
+                answer = e  # 503: something is unhealthy
+            with answer:
                 return dict(json.load(answer))
-        except urllib.error.HTTPError as e:
-            return dict(json.load(e))
-        except OSError:
+        except (OSError, ValueError):
             return {}
 
     def output(self) -> str:

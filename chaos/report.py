@@ -16,6 +16,7 @@ def lines(outcome: Outcome) -> Iterator[str]:
     fills = f"{verdict.fills:,} fills, {verdict.missing:,} missing and told"
     yield f"{'trades':22}{verdict.trades:>9,} published, of {fills}"
     yield f"{'books':22}{verdict.books:>9,} states equal to the truth, at as many ids"
+    yield f"{'liquidations':22}{verdict.liquidations:>9,} published, all as they happened"
     yield from _table(
         "gaps told", {f"{kind}, {cause}": n for (kind, cause), n in causes(verdict.gaps).items()}
     )

@@ -1,5 +1,6 @@
 """One chaos run: everything started, faults played, all well again, and the verdict."""
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from chaos.explain import Fired, unexplained
 from chaos.judge import Verdict, awaited, judge
+from chaos.liquidations import judge_liquidations
 from chaos.pipeline import Pipeline, pipeline
 from chaos.player import Player
 from chaos.schedule import KINDS, AnyFault
@@ -15,7 +17,8 @@ from marketprism.simulator import WORKERS, SimulatorOptions
 
 STARTED_WITHIN_S = 60.0
 HEALTHY_WITHIN_S = 120.0
-"""A connection that brings nothing is replaced after 60 s; the other pauses before another attempt are 30 s at most."""
+"""A connection that brings nothing is replaced after 60 s at most, a second one in a row after two minutes at most.
+The other pauses before another attempt are 30 s at most."""
 FLOWING_WITHIN_S = 90.0
 BACKFILLED_WITHIN_S = 120.0
 """What REST has not given back by then is a gap told by the worker as it stops, or missing."""
@@ -124,12 +127,15 @@ def _counts(p: Pipeline) -> dict[str, int]:
 
 def _judge(p: Pipeline, outcome: Outcome) -> None:
     """Hold the stream against the truth, gaps against faults, and look through the logs."""
-    due = p.simulator.fills(outcome.plan.exchanges)
+    due, due_ms = p.simulator.fills(outcome.plan.exchanges), time.time_ns() // 1_000_000
     _within(BACKFILLED_WITHIN_S, lambda: not awaited(p.messages("gap.>") + p.messages("trade.>"), due), 2.0)
     p.stop_workers()
     p.simulator.stop()
     outcome.fired += p.simulator.fired()
-    outcome.verdict = judge(p.messages(), p.simulator.simulator.truth, due)
+    messages, truth = p.messages(), p.simulator.simulator.truth
+    outcome.verdict = judge(messages, truth, due)
+    payloads = (json.loads(body) for _, body in messages)
+    judge_liquidations(payloads, truth, outcome.fired, due_ms, outcome.verdict)
     outcome.problems += outcome.verdict.faults
     outcome.problems += unexplained(outcome.verdict.gaps, outcome.fired, KINDS)
     said = p.output()

@@ -12,14 +12,14 @@ from marketprism.simulator.faults import CATALOG, Fault, FaultKind, random_sched
 
 NATS, LAUNCHER = "nats", "launcher"
 _ANY = frozenset(WORKERS)
-_BOOKS = frozenset({"orderbook_delta"})
+_LIVE_ONLY = frozenset({"orderbook_delta", "liquidation"})
 _NOTHING: frozenset[str] = frozenset()
 
 PROCESS_FAULTS: dict[str, FaultKind] = {
-    "kill_worker": FaultKind("kill -9 of the worker; the launcher starts it again", _ANY, False, _BOOKS),
+    "kill_worker": FaultKind("kill -9 of the worker; the launcher starts it again", _ANY, False, _LIVE_ONLY),
     "stop_worker": FaultKind("the worker stands still (SIGSTOP) for `seconds`", _ANY, True, _NOTHING),
     "kill_launcher": FaultKind(
-        "kill -9 of the launcher; then a new one", frozenset({LAUNCHER}), False, _BOOKS
+        "kill -9 of the launcher; then a new one", frozenset({LAUNCHER}), False, _LIVE_ONLY
     ),
     "kill_nats": FaultKind("kill -9 of NATS, started again at once", frozenset({NATS}), False, _NOTHING),
     "nats_away": FaultKind(

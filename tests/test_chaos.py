@@ -16,6 +16,7 @@ import pytest
 
 from chaos.explain import Fired, unexplained
 from chaos.judge import Verdict, judge
+from chaos.liquidations import judge_liquidations
 from chaos.minimize import minimize
 from chaos.natsbox import nats_server
 from chaos.run import LOG_LINES_AT_REST, log_problems
@@ -34,7 +35,7 @@ from marketprism.simulator import WORKERS, Truth
 from marketprism.simulator.faults import Fault
 from marketprism.simulator.instruments import instrument
 from marketprism.simulator.market import ASK, BID, BUY
-from marketprism.simulator.truth import BookLog, Ledger, TradeLog, TradeRow
+from marketprism.simulator.truth import BookLog, Ledger, LiquidationRecord, TradeLog, TradeRow
 
 ROOT = Path(__file__).parents[1]
 WORKER, NAME = "binance_spot", "BTCUSDT"
@@ -144,6 +145,41 @@ def test_a_told_hole_is_no_defect(truth: Truth) -> None:
     assert found.faults == []
     assert found.missing == 3
     assert len(found.gaps) == 2
+
+
+LIQUIDATION = {"data_type": "liquidation", "side": "sell", "price": "1.2", "exchange_quantity": "3"}
+SWAP = {"exchange": "okx", "market_type": "perpetual", "instrument_id": "BTC-USDT-SWAP", "symbol": "BTC-USDT"}
+
+
+@pytest.mark.parametrize(
+    ("stream", "faults", "word"),
+    [
+        ([20_000], [], ""),
+        ([], [], "missing without a word"),
+        ([20_000, 20_000], [], "there twice"),
+        ([20_000, 25_000], [], "never happened"),
+        ([(15_000, 25_000)], [], ""),
+        ([(35_000, 45_000)], [], "missing without a word"),
+        ([], ["silence"], ""),
+        ([], ["disconnect"], "missing without a word"),
+    ],
+)
+def test_liquidations_are_there_once_or_told(stream: list[Any], faults: list[str], word: str) -> None:
+    truth, listed = Truth(), instrument("okx_derivatives", "BTC-USDT-SWAP")
+    ledger = Ledger(listed, BookLog(1, {}, 3600), TradeLog(3600), TradeLog(3600))
+    ledger.liquidations.append(LiquidationRecord("sell", "1.2", "3", T0_MS + 20_000))
+    truth.enter(ledger)
+    payloads: list[Payload] = [SWAP | {"data_type": "trade", "collected_ts_ms": T0_MS}]
+    for one in stream:
+        if isinstance(one, int):
+            payloads.append(SWAP | LIQUIDATION | {"liquidation_ts_ms": T0_MS + one})
+        else:
+            times = {"last_ts_ms_before": T0_MS + one[0], "first_ts_ms_after": T0_MS + one[1]}
+            payloads.append(SWAP | {"data_type": "gap", "affected_data_type": "liquidation"} | times)
+    played = [fired(name, "okx_derivatives", 10, 12) for name in faults]
+    found = Verdict()
+    judge_liquidations(payloads, truth, played, T0_MS + 60_000, found)
+    assert [word in one for one in found.faults] == ([True] if word else [])
 
 
 def test_a_gap_without_ids_covers_by_its_times(truth: Truth) -> None:
@@ -306,7 +342,11 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     # A shell starts what runs in the background deaf to Ctrl-C, and we may be such.
     hearing = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=hearing
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=hearing,  # noqa: PLW1509 - no thread here
     ) as process:
         yield process
         process.kill()

@@ -160,6 +160,7 @@ CHANGES: list[tuple[str, str, Any, Any]] = [
     ("exchanges.okx_spot.orderbook.snapshot_depth", "exchanges.okx_spot.orderbook.snapshot_depth", 5, 5),
     ("exchanges.binance_spot.orderbook.update_frequency", "exchanges.binance_spot.orderbook.update_frequency_ms", 1000, 1000),
     ("exchanges.okx_spot.orderbook.checkpoint_interval", "exchanges.okx_spot.orderbook.checkpoint_interval_s", 60, 60.0),
+    ("exchanges.okx_spot.orderbook.audit_interval", "exchanges.okx_spot.orderbook.audit_interval_s", 0, 0.0),
     ("exchanges.okx_spot.orderbook.buffer_max_size", "exchanges.okx_spot.orderbook.buffer_max_size", 123, 123),
     ("exchanges.okx_spot.orderbook.request_timeout", "exchanges.okx_spot.orderbook.request_timeout_s", 0.5, 0.5),
     ("exchanges.okx_spot.orderbook.rest_base", "exchanges.okx_spot.orderbook.rest_base", "http://h", "http://h"),

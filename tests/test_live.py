@@ -20,12 +20,19 @@ def healthy(p: Pipeline) -> bool:
     return p.health().get("status") == "healthy"
 
 
+def audits(p: Pipeline) -> dict[str, dict[str, int]]:
+    """How often each exchange's live books were checked, by result."""
+    return {name: entry["audits"] for name, entry in p.health()["processes"].items()}
+
+
 def test_five_exchanges_live_equal_the_truth(tmp_path: Path) -> None:
     with pipeline(tmp_path, SimulatorOptions(seed=11, rate=120)) as p:
         launcher = p.run("launcher")
         p.wait(lambda: healthy(p), "all five workers healthy", 40)
         time.sleep(SECONDS)  # the markets' time: the more of it, the more is compared
         assert healthy(p), p.health()
+        p.wait(lambda: all(a["verified"] for a in audits(p).values()), "a verified book of each exchange", 30)
+        assert not any(a["contradicted"] for a in audits(p).values()), audits(p)
         launcher.send_signal(signal.SIGTERM)
         assert launcher.wait(20) == 0
         verdict = p.verdict()

@@ -80,6 +80,7 @@ class ExchangeReport:
     book_age_s: float | None
     sockets: int
     expected_sockets: int
+    missing_channels: int
     nats_connected: bool | None
     soft_exceeded: bool
     data_age_s: Mapping[str, float]
@@ -108,6 +109,7 @@ def report_of(readings: Readings, exchange: str, now_s: float) -> ExchangeReport
         book_age_s=age("last_book_timestamp_seconds"),
         sockets=int(value("websocket_connected") or 0),
         expected_sockets=int(value("websocket_expected") or 0),
+        missing_channels=int(value("channels_missing") or 0),
         nats_connected=None if nats is None else nats > 0,
         soft_exceeded=bool(value("memory_soft_exceeded")),
         data_age_s={kind: max(0.0, now_s - at_s) for kind, at_s in sorted(last_data.items()) if at_s},
@@ -157,6 +159,8 @@ def _assess_feed(found: Findings, worker: WorkerView, report: ExchangeReport, ru
     nothing_at_all = Status.DEGRADED if worker.uptime_s < rules.start_grace_s else Status.UNHEALTHY
     if report.sockets < report.expected_sockets:
         found.add(Status.DEGRADED if report.sockets else nothing_at_all, "websocket_down")
+    if report.missing_channels:
+        found.add(Status.DEGRADED, "channels_missing")
     if report.live_books < report.expected_books:
         found.add(Status.DEGRADED if report.live_books else nothing_at_all, "books_not_live")
     elif report.expected_books and report.book_age_s is not None and report.book_age_s > rules.book_stale_s:
@@ -193,6 +197,7 @@ def process_entry(worker: WorkerView, report: ExchangeReport, found: Findings) -
         "expected_books": report.expected_books,
         "websockets": report.sockets,
         "expected_websockets": report.expected_sockets,
+        "missing_channels": report.missing_channels,
         "gaps": report.gaps,
         "audits": dict(report.audits),
         "messages_per_second": round(report.messages_per_second, 1),

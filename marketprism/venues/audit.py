@@ -22,7 +22,9 @@ DEPTH = 20  # levels a side that are compared; what a witness from REST is asked
 RESULTS = ("verified", "contradicted", "inconclusive")
 
 _LOOK_NS = 2 * SECOND  # a check lasts at least so long …
-_PATIENCE_NS = 6 * SECOND  # … and at most so long, where no witness has spoken of a moment that is known
+_PATIENCE_NS = 5 * SECOND  # … and at most so long, where REST has not spoken of a moment that is known
+_ASK_AGAIN_NS = SECOND
+REST = "REST"  # the witness that sees deepest
 _STATES_MAX = 512  # states of the book, and words of witnesses, that wait for each other
 _PROOF = 3  # contradictions by time in a row that prove one
 _REST_MAX_NS = 3_600 * SECOND  # between two checks of a book that was contradicted again and again
@@ -71,12 +73,13 @@ class Check:
         """`conn` carries the witnesses' channels; "": none is subscribed."""
         self.book = book
         self.conn = conn
-        self.began_ns = now_ns
-        self.agreed = 0
+        self.began_ns = self.asked_ns = now_ns
+        self.agreed: set[str] = set()  # witnesses
         self._losses = _losses(book)
         self._states: dict[Moment, State | None] = {}  # None: several within one millisecond
         self._words: deque[Word] = deque(maxlen=_STATES_MAX)
         self._doubts = 0
+        self._newest_ms = 0
         book.watch = self._keep
         self._keep(book)
 
@@ -101,7 +104,7 @@ class Check:
                 continue
             difference = _difference(state, word)
             if not difference:
-                self.agreed += 1
+                self.agreed.add(word.witness)
                 self._doubts = 0
                 continue
             self._doubts += 1
@@ -118,7 +121,15 @@ class Check:
         if book.last_id is not None:
             self._put(("id", book.last_id), state)
         if book.last_ts_ms is not None:
+            if book.last_ts_ms < self._newest_ms:  # the exchange has set its clock back
+                self._forget_times()
+            self._newest_ms = book.last_ts_ms
             self._put(("ms", book.last_ts_ms), state)
+
+    def _forget_times(self) -> None:
+        self._states = {moment: state for moment, state in self._states.items() if moment[0] == "id"}
+        self._words = deque((word for word in self._words if word.moment[0] == "id"), _STATES_MAX)
+        self._doubts = 0
 
     def _put(self, moment: Moment, state: State) -> None:
         states = self._states
@@ -150,6 +161,7 @@ class Auditor:
         self._pause_ns = pause_ns
         self._began_ns = 0
         self._turn = 0
+        self._asking = False  # REST: one request at a time, however long an answer takes
         self._subscribed_ns: dict[str, int] = {}  # connection → when its witnesses were last asked for
         self._rests: dict[str, tuple[int, int]] = {}  # contradicted: since when, how long it is left alone
 
@@ -174,11 +186,15 @@ class Auditor:
         if check is not None and check.book.instrument.id == instrument_id:
             check.hear(Word(witness, moment, depth, normalise(bids), normalise(asks)))
 
+    def answered(self) -> None:
+        """The request was answered, with a book or not."""
+        self._asking = False
+
     def _begin(self, book: BookSync, now_ns: int, out: Out) -> None:
         i = book.instrument.id
         conn = next((c for c in sorted(book.conns) if self._may_subscribe(c, now_ns)), "")
         self.check = Check(book, conn, now_ns)
-        out.append(self._fetch(i))
+        self._ask(self.check, now_ns, out)
         if conn:
             self._subscribed_ns[conn] = now_ns
             out.append(Send(conn, self._message(i, True)))
@@ -192,12 +208,20 @@ class Auditor:
 
     def _follow(self, check: Check, now_ns: int, out: Out) -> None:
         wrong = None if check.broken_off else check.compare()
-        lasted = elapsed(now_ns, check.began_ns, _LOOK_NS if check.agreed else _PATIENCE_NS)
+        lasted = elapsed(now_ns, check.began_ns, _LOOK_NS if REST in check.agreed else _PATIENCE_NS)
         if wrong is not None:
             self._end(check, "contradicted", out)
             self._contradicted(check.book, wrong, now_ns, out)
         elif lasted or check.broken_off:
             self._end(check, "verified" if check.agreed else "inconclusive", out)
+        elif REST not in check.agreed and elapsed(now_ns, check.asked_ns, _ASK_AGAIN_NS):
+            self._ask(check, now_ns, out)
+
+    def _ask(self, check: Check, now_ns: int, out: Out) -> None:
+        if not self._asking:
+            self._asking = True
+            check.asked_ns = now_ns
+            out.append(self._fetch(check.book.instrument.id))
 
     def _end(self, check: Check, result: Result, out: Out) -> None:
         check.end()

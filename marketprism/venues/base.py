@@ -241,9 +241,7 @@ class Connection:
         self.probed_ns: int | None = None  # when we asked whether it still lives
         self.asked: dict[int | str, tuple[str, ...]] = {}  # request id → channels not yet acknowledged
         self.asked_ns = now_ns  # when the last of them was
-        self.missing: set[str] = (
-            set()
-        )  # wanted channels that were refused, not given or not acknowledged in time
+        self.missing: set[str] = set()  # channels that were refused, not given or not acknowledged in time
         self.pause_ns = ASK_AGAIN_NS  # before they are asked for again
         self.unsubscribing: dict[int, str] = {}  # request id → channel to subscribe again once it is gone
         self.seen: set[bytes] = set()  # channels that have delivered, as they stand in the frames

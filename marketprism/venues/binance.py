@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import msgspec
 
 from marketprism.events import FundingRate, Liquidation, MarketType, OpenInterest, Side
-from marketprism.venues.audit import DEPTH, level
+from marketprism.venues.audit import DEPTH, REST, level
 from marketprism.venues.base import (
     Budget,
     Connection,
@@ -293,6 +293,7 @@ _STATUS = {
     "EXPIRED": "cancelled",
 }
 _TRADE_KINDS = ("trade", "aggTrade")
+_TYPE_OF = {"@depth": "orderbook", "@trade": "trade", "@aggTrade": "trade", "forceOrder": "liquidation"}
 
 
 class Binance(Venue):
@@ -371,9 +372,9 @@ class Binance(Venue):
 
     def _types_on(self, socket: str) -> frozenset[str]:
         path, streams = self._streams().get(socket, ("", []))
-        if not path or any("forceOrder" in s for s in streams):
+        if not path:
             return self.options.data_types
-        return self.options.data_types - {"liquidation"}
+        return frozenset(kind for word, kind in _TYPE_OF.items() if any(word in s for s in streams))
 
     def _join(self, connection: Connection, streams: Iterable[str], now_ns: int) -> None:
         for stream in streams:
@@ -634,7 +635,7 @@ class Binance(Venue):
 
     def _take_witness(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
         m = msgspec.json.decode(body, type=_RestDepth)
-        self.auditor.hear(fetch.instrument, "REST", ("id", m.last_id), DEPTH, m.bids, m.asks)
+        self.auditor.hear(fetch.instrument, REST, ("id", m.last_id), DEPTH, m.bids, m.asks)
 
     def _take_trades(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
         market = self.market(fetch.instrument)

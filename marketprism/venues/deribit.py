@@ -21,7 +21,7 @@ from marketprism.events import (
     Trade,
     VolatilityIndex,
 )
-from marketprism.venues.audit import DEPTH, level
+from marketprism.venues.audit import DEPTH, REST, level
 from marketprism.venues.base import (
     MS,
     Budget,
@@ -46,6 +46,7 @@ from marketprism.venues.venue import NO_SPAN, Market, Venue
 _CHANNELS_PER_CALL = 200  # of about 500
 _HEARTBEAT_S = 10  # the least that is allowed
 _EXPONENT_MAX = 40  # a figure with more digits than this is none
+_LITERAL_MAX = 128
 _CANDLES_MAX = 900  # of the 1,000 in one answer
 
 
@@ -67,8 +68,8 @@ class _Trade(msgspec.Struct, gc=False):
     seq: int = msgspec.field(name="trade_seq")
     trade_id: str
     ts_ms: int = msgspec.field(name="timestamp")
-    price: Decimal
-    amount: Decimal
+    price: msgspec.Raw  # a number
+    amount: msgspec.Raw
     direction: Side  # of the taker
     liquidation: str = ""  # M, T, MT: which side was liquidated
 
@@ -226,6 +227,14 @@ def text(number: Decimal) -> str:
     return literal if "." in literal else literal + ".0"
 
 
+def _literal(number: msgspec.Raw) -> str:
+    """What `text` gives, without the number in between. On the way of every trade, which refuses what is no number."""
+    literal = bytes(number).decode()
+    if len(literal) > _LITERAL_MAX:
+        raise ValueError(f"figure of {len(literal)} characters")
+    return literal if "e" not in literal and "E" not in literal else text(Decimal(literal))
+
+
 def _follows(u: Update, last: int | None) -> bool:
     return u.prev_id is not None and u.prev_id == last
 
@@ -379,8 +388,8 @@ class Deribit(Venue):
                 row.seq,
                 row.seq,
                 row.trade_id,
-                text(row.price),
-                text(row.amount),
+                _literal(row.price),
+                _literal(row.amount),
                 row.direction,
                 row.ts_ms,
                 now_ns,
@@ -401,11 +410,11 @@ class Deribit(Venue):
         """The taker's order where the taker was liquidated, else the maker's, on the other side."""
         taker = "T" in row.liquidation
         side: Side = row.direction if taker else ("sell" if row.direction == "buy" else "buy")
-        price, amount = text(row.price), text(row.amount)
+        price, amount = _literal(row.price), _literal(row.amount)
         quantity = i.base_quantity(amount, price)
-        notional = (
-            amount if i.unit == "quote" else plain(row.amount * row.price) if i.unit == "base" else None
-        )
+        notional = amount if i.unit == "quote" else None
+        if i.unit == "base":
+            notional = plain(Decimal(amount) * Decimal(price))
         self.publish(
             Liquidation,
             i,
@@ -614,7 +623,7 @@ class Deribit(Venue):
 
     def _take_witness(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
         m = msgspec.json.decode(body, type=_OrderBookAnswer).result
-        self.auditor.hear(fetch.instrument, "REST", ("id", m.change_id), DEPTH, m.bids, m.asks)
+        self.auditor.hear(fetch.instrument, REST, ("id", m.change_id), DEPTH, m.bids, m.asks)
 
     def _take_trades(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
         rows = msgspec.json.decode(body, type=_TradesAnswer).result.trades

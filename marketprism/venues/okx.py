@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import msgspec
 
 from marketprism.events import FundingRate, Liquidation, MarketType, OpenInterest, Side, Unit
-from marketprism.venues.audit import DEPTH
+from marketprism.venues.audit import DEPTH, REST
 from marketprism.venues.base import (
     SECOND,
     Budget,
@@ -253,9 +253,9 @@ class Okx(Venue):
 
     def _types_on(self, socket: str) -> frozenset[str]:
         args = self._args().get(socket)
-        if args is None or any(a.channel == "liquidation-orders" for a in args):
+        if args is None:
             return self.options.data_types
-        return self.options.data_types - {"liquidation"}
+        return frozenset(_KIND_OF.get(a.channel, "orderbook") for a in args)
 
     def _probe(self) -> str:
         return "ping"
@@ -550,7 +550,7 @@ class Okx(Venue):
             market.book.rest_snapshot(snap, cut_bids=False, cut_asks=False, now_ns=now_ns, out=out)
 
     def _take_witness(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
-        self._hear(fetch.instrument, "REST", DEPTH, _rows(body, list[_BookRow])[0])
+        self._hear(fetch.instrument, REST, DEPTH, _rows(body, list[_BookRow])[0])
 
     def _take_trades(self, fetch: Fetch, body: bytes, now_ns: int, out: Out) -> None:
         rows = _rows(body, list[_TradeRow])

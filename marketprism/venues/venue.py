@@ -1,7 +1,7 @@
 """The half of a venue that is the same for all exchanges: instruments, connections, REST answers, time."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from marketprism.book import Book
 from marketprism.events import (
     Event,
     Gap,
+    GapCause,
     LsrAllAccount,
     LsrTopAccount,
     LsrTopPosition,
@@ -111,7 +112,7 @@ class Venue(ABC):
         self.connections: dict[str, Connection] = {}
         self._newest_ts_ms: dict[tuple[str, str], int] = {}  # of polled types, by (data type, instrument)
         self._asked_instruments_ns: int | None = None
-        self._down_ns: dict[str, int] = {}  # socket → since when it has no connection
+        self._down: dict[str, tuple[int, GapCause]] = {}  # socket → since when nothing was heard, and why
         self._vain: dict[str, int] = {}  # socket → how many connections in a row brought nothing
         self._request_id = 0
         self._remembered: dict[
@@ -198,9 +199,9 @@ class Venue(ABC):
         out: Out = []
         connection = self.connections[conn] = Connection(conn, socket, now_ns)
         self._subscribe(connection, out)
-        since_ns = self._down_ns.pop(socket, None)
-        if since_ns is not None:
-            self._tell_unnumbered(socket, since_ns, now_ns, out)
+        since = self._down.pop(socket, None)
+        if since is not None:
+            self._tell_unnumbered(socket, *since, now_ns, out)
         return out
 
     def receive(self, conn: str, data: bytes, now_ns: int) -> Out:
@@ -226,7 +227,8 @@ class Venue(ABC):
             if market.book is not None:
                 market.book.left(conn, now_ns, out)
         if not any(c.socket == connection.socket for c in self.connections.values()):
-            self._down_ns[connection.socket] = now_ns
+            # It may have been dead for a while.
+            self._down[connection.socket] = connection.heard_ns, "disconnect"
             for market in self.markets.values():
                 market.trades.disconnected()
         return out
@@ -234,6 +236,8 @@ class Venue(ABC):
     def response(self, fetch: Fetch, status: int, body: bytes, now_ns: int) -> Out:
         """The answer to a `Fetch`; status 0: there was none."""
         out: Out = []
+        if fetch.kind == "audit":
+            self.auditor.answered()
         if status != 200:
             self._refused(fetch, status, body, now_ns, out)
             return out
@@ -289,7 +293,7 @@ class Venue(ABC):
 
     def resume_subjects(self) -> list[str]:
         """The subjects whose last event `resume` wants to see."""
-        types = self.options.data_types - {"orderbook", "liquidation"}
+        types = self.options.data_types - {"orderbook"}
         if self.options.wants("orderbook") and self.options.book_method == "websocket":
             types |= {"orderbook_delta"}
         return [m.instrument.subject(t) for m in self.markets.values() for t in sorted(types)]
@@ -302,11 +306,24 @@ class Venue(ABC):
         for market in self.markets.values():
             if market.book is not None:
                 market.book.resume()
+        newest_ms: dict[str, int] = {}
         for payload in payloads:
             try:
-                self._resume(decode(payload))
+                data = decode(payload)
+                self._resume(data)
             except MALFORMED:
                 continue  # of an earlier system, or of a stranger: nothing to go on
+            kind = "orderbook" if isinstance(data, OrderBookDelta) else _data_type(data)
+            newest_ms[kind] = max(newest_ms.get(kind, 0), data.collected_ts_ms)
+        self._resume_unnumbered(newest_ms)
+
+    def _resume_unnumbered(self, newest_ms: Mapping[str, int]) -> None:
+        """What has no numbers is missing since the last sign of life of what came over the same socket."""
+        for socket in self.sockets():
+            types = self._types_on(socket.name)
+            signs_ms = [newest_ms[t] for t in types & newest_ms.keys()]
+            if signs_ms and types & self.unnumbered:
+                self._down[socket.name] = max(signs_ms) * MS, "restart"
 
     def _resume(self, data: Payload) -> None:
         market = self.markets.get(data.instrument_id)
@@ -520,14 +537,14 @@ class Venue(ABC):
                 Note("warning", "rest_error", f"{fetch.path}: HTTP {status} {start}", fetch.instrument)
             )
 
-    def _tell_unnumbered(self, socket: str, since_ns: int, now_ns: int, out: Out) -> None:
+    def _tell_unnumbered(self, socket: str, since_ns: int, cause: GapCause, now_ns: int, out: Out) -> None:
         """What has no ids and came over this socket is missing for as long as it was away."""
         for data_type in sorted(self.unnumbered & self.options.data_types & self._types_on(socket)):
             for market in self.markets.values():
                 i = market.instrument
                 fields = {
                     "affected_data_type": data_type,
-                    "cause": "disconnect",
+                    "cause": cause,
                     "last_ts_ms_before": since_ns // MS,
                     "first_ts_ms_after": now_ns // MS,
                     "detail": "times by the collector's clock: the exchange numbers nothing here",

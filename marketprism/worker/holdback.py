@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 WAIT_S = 2.0  # how far another collector may be behind
 LOOK_EVERY_S = 0.25
 _ANEW_MS = 10_000  # ids may begin anew from a smaller one: a time so much later counts for more than an id
-# Of these, nothing that was published is wrong. After the others (crossed, checksum) a book has to be begun anew.
+# Of these, nothing that was published is wrong. After the others (crossed, checksum, audit) a book must be begun anew.
 _HELD = frozenset({"disconnect", "malformed", "overflow", "restart", "sequence"})
 
 Look = Callable[[Iterable[str]], Awaitable[Mapping[str, tuple[str, bytes]]]]
@@ -169,8 +169,8 @@ def reaches(held: OrderBookDelta, data: OrderBookDelta) -> bool:
     later_ms = (held.ts_ms or held.collected_ts_ms) - (data.ts_ms or data.collected_ts_ms)
     if later_ms < -_ANEW_MS:
         return False
-    if held.exchange == "okx" and later_ms > _ANEW_MS:
-        return True
+    if held.exchange == "okx":  # after a reset a greater id may be from before: its time tells
+        return later_ms > _ANEW_MS or (later_ms >= 0 and held.last_update_id > data.last_update_id)
     return held.last_update_id > data.last_update_id
 
 

@@ -125,7 +125,9 @@ class _Parser(Parser):
             await self._end(f"protocol error: a line not as documented: {error!r}")
             return
         if self.state != AWAITING_CONTROL_LINE and self.needed > MAX_MESSAGE_BYTES:
-            await self._end(f"protocol error: a message of {self.needed} bytes, at most {MAX_MESSAGE_BYTES} are taken")
+            await self._end(
+                f"protocol error: a message of {self.needed} bytes, at most {MAX_MESSAGE_BYTES} are taken"
+            )
         elif self.state == AWAITING_CONTROL_LINE and len(self.buf) > MAX_LINE_BYTES:
             await self._end(f"protocol error: a line of more than {MAX_LINE_BYTES} bytes")
 
@@ -247,7 +249,7 @@ class Link:
         self._client.ack_sid = subscription._id
         self._client.ack_prefix_bytes = len(inbox) + 1
         # A stored message, and nothing else to say of it (NATS ADR-1): what nearly every answer looks like.
-        start = f"MSG {inbox}.".encode(), f" {subscription._id} ".encode()
+        start = f"MSG {inbox}.".encode(), f" {subscription._id} +".encode()
         self._client.plain_ack = re.compile(
             re.escape(start[0])
             + rb"(\d{1,18})"

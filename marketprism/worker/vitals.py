@@ -63,6 +63,7 @@ _GAUGES = {
     "expected_books": "Order books that should be live.",
     "websocket_connected": "Open websocket connections.",
     "websocket_expected": "Websockets that should be connected.",
+    "channels_missing": "Wanted channels that the exchange has not subscribed, though asked.",
     "nats_connected": "Whether messages flow to NATS.",
     "publish_backlog_messages": "Messages taken in and not acknowledged.",
     "publish_backlog_bytes": "Memory held for them.",

@@ -208,6 +208,7 @@ class Worker:
                 "expected_books": len(books),
                 "websocket_connected": sum(f.connected for f in feeds),
                 "websocket_expected": len(venue.sockets()) if venue.ready else 1,
+                "channels_missing": venue.missing_channels,
                 "nats_connected": self.publisher.flowing,
                 "publish_backlog_messages": self.publisher.unacknowledged,
                 "publish_backlog_bytes": self.publisher.backlog_bytes,

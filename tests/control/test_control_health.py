@@ -63,6 +63,7 @@ def test_all_fresh_and_complete_is_healthy() -> None:
         ({"last_book_timestamp_seconds": NOW_S - 11}, Status.DEGRADED, "books_stale"),
         ({"websocket_connected": 2.0}, Status.DEGRADED, "websocket_down"),
         ({"websocket_connected": 0.0}, Status.UNHEALTHY, "websocket_down"),
+        ({"channels_missing": 1.0}, Status.DEGRADED, "channels_missing"),
         ({"nats_connected": 0.0}, Status.UNHEALTHY, "nats_disconnected"),
         ({"nats_connected": None}, Status.DEGRADED, "nats_disconnected"),
         ({"memory_soft_exceeded": 1.0}, Status.DEGRADED, "memory_soft"),

@@ -188,6 +188,26 @@ def test_deletes_of_levels_nobody_has() -> None:
     at(WORKERS, work)
 
 
+def test_a_level_is_wrong_under_right_ids() -> None:
+    async def work(simulator: Simulator, worker: str) -> None:
+        async with listening(simulator, worker) as client:
+            await book(client, worker)
+            inject(simulator, "wrong_level", worker)
+            told = await past(simulator, client, worker, 1)
+            assert holes(told) == 0
+            lies = []
+            for one in told:
+                truth = simulator.truth.book_at(worker, FIRST[worker], one.last)
+                for side, levels in ((truth[0], one.bids), (truth[1], one.asks)):
+                    quantities = {Decimal(p): Decimal(q) for p, q in side.items()}
+                    lies += [
+                        p for p, q, *_ in levels if quantities.get(Decimal(str(p)), 0) != Decimal(str(q))
+                    ]
+            assert len(lies) == 1
+
+    at(WORKERS, work)
+
+
 def test_the_price_runs_out_of_a_truncated_snapshot() -> None:
     async def work(simulator: Simulator) -> None:
         urls, name = simulator.urls[USDM], FIRST[USDM]

@@ -195,8 +195,15 @@ class Storm:
     def _answer_sends(self) -> None:
         sends, self.drive.sends = self.drive.sends, []
         for send in sends:
-            if self.exchange == "deribit_derivatives" and send.conn in self.wire:
-                self._answer_call(send.conn, json.loads(send.text))
+            if send.conn not in self.wire or send.text == "ping":
+                continue
+            call = json.loads(send.text)
+            if self.exchange == "deribit_derivatives":
+                self._answer_call(send.conn, call)
+            elif self.exchange == "okx_derivatives":
+                self.wire[send.conn] += ({"id": "", "event": call["op"], "arg": arg} for arg in call["args"])
+            else:
+                self.wire[send.conn].append({"result": None, "id": call["id"]})
 
     def _answer_call(self, conn: str, call: dict[str, Any]) -> None:
         channels = call["params"].get("channels")

@@ -135,6 +135,7 @@ def test_a_snapshot_ahead_of_the_stream_waits_for_it() -> None:
 def test_a_quiet_symbol_is_asked_for_without_a_word_from_the_stream() -> None:
     d = spot()
     d.open()
+    d.frame({"result": None, "id": d.sent()[0]["id"]})
     assert d.asked("depth") == []
     d.wait(6)
     d.answer("depth", rest(10))

@@ -405,6 +405,7 @@ def test_a_connection_that_brings_nothing_is_replaced() -> None:
 def test_a_book_begun_from_rest_is_not_silent_at_once() -> None:
     d = okx()
     d.open()
+    d.frame({"event": "subscribe", "arg": {"channel": "books", "instId": S}})
     d.wait(6)  # not a word: asked of REST
     d.answer("depth", rest(15))
     assert d.live(S)

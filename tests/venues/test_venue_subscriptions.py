@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from drive import Drive
 
+from marketprism.events import OrderBookDelta, Trade, encode
+
 SYMBOLS = {
     "binance_spot": ("BTCUSDT", "ETHUSDT"),
     "binance_derivatives": ("BTCUSDT", "ETHUSDT"),
@@ -115,7 +117,9 @@ def test_a_book_that_comes_although_nobody_acknowledged_it_is_not_begun_anew() -
     d.sent()
     s = SYMBOLS["okx_spot"][0]
     row = {"asks": [["101", "1", "0", "1"]], "bids": [["100", "1", "0", "1"]], "ts": str(d.ms), "seqId": 5}
-    d.frame({"arg": {"channel": "books", "instId": s}, "action": "snapshot", "data": [row | {"prevSeqId": -1}]})
+    d.frame(
+        {"arg": {"channel": "books", "instId": s}, "action": "snapshot", "data": [row | {"prevSeqId": -1}]}
+    )
     assert d.live(s)
     found = subscriptions(d, 15)
     assert found
@@ -172,3 +176,65 @@ def test_rest_is_not_asked_for_a_book_that_is_not_subscribed_yet() -> None:
     assert d.asked("depth") == []
     d.wait(1)
     assert {f.instrument for f in d.asked("depth")} == set(SYMBOLS["binance_spot"])  # quiet, and yet wanted
+
+
+# -- liquidations: they have no numbers, so what is missing can only be told by time -----------------------------
+
+
+def liquidations(d: Drive) -> list[tuple[str, str, int | None, int | None]]:
+    """The gaps told of them: instrument, cause, from, to."""
+    gaps = d.gaps("liquidation")
+    return [(g.instrument_id, g.cause, g.last_ts_ms_before, g.first_ts_ms_after) for g in gaps]
+
+
+def earlier(d: Drive, data_type: str, ms_ago: int) -> bytes:
+    """The last trade or book of an earlier run."""
+    i = d.venue.markets["BTCUSDT"].instrument
+    then_ms = d.ms - ms_ago
+    common = {"exchange": i.exchange, "market_type": i.market_type, "symbol": i.symbol, "instrument_id": i.id}
+    times = {"ts_ms": then_ms - 5, "collected_ts_ms": then_ms}
+    if data_type == "trade":
+        figures = {"price": "1", "quantity": "1", "exchange_quantity": "1", "quantity_unit": "base"}
+        rest = {"trade_id": "7", "side": "buy", "trade_ts_ms": then_ms, "trade_seq": None}
+        spans = {"first_trade_id": None, "last_trade_id": None, "normalized_symbol": i.symbol}
+        return encode(Trade(**common, **times, **figures, **rest, **spans))
+    update = {"update_type": "delta", "bids": [], "asks": [], "first_update_id": 1, "last_update_id": 2}
+    rest = {"prev_update_id": 0, "quantity_unit": "base", "checksum": None}
+    return encode(OrderBookDelta(**common, **times, **update, **rest, exact_from=None, exact_to=None))
+
+
+def usdm() -> Drive:
+    return Drive("binance_derivatives", "BTCUSDT", types=(*TYPES, "liquidation"))
+
+
+def test_liquidations_lost_during_a_restart_are_told() -> None:
+    d = usdm()
+    assert any("liquidation." in s for s in d.venue.resume_subjects())
+    # The books have a connection of their own: what came over it says nothing of the liquidations.
+    d.venue.resume([earlier(d, "trade", 60_000), earlier(d, "orderbook_delta", 30_000)])
+    since_ms = d.ms - 60_000
+    d.open("books", "public")
+    assert liquidations(d) == []
+    d.open("others", "market")
+    assert liquidations(d) == [("BTCUSDT", "restart", since_ms, d.ms)]
+    d.close("others")
+    d.open("others again", "market")
+    assert [cause for _, cause, _, _ in liquidations(d)] == ["restart", "disconnect"]
+
+
+def test_the_very_first_start_misses_no_liquidation() -> None:
+    d = usdm()
+    d.venue.resume([])
+    d.open("others", "market")
+    assert liquidations(d) == []
+
+
+def test_a_dead_connection_is_missing_liquidations_since_it_was_heard_last() -> None:
+    d = usdm()
+    d.open("others", "market")
+    d.frame({"result": None, "id": 1}, "others")
+    heard_ms = d.ms
+    d.wait(45)
+    d.close("others")
+    d.open("others again", "market")
+    assert liquidations(d) == [("BTCUSDT", "disconnect", heard_ms, d.ms)]

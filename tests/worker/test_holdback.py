@@ -236,6 +236,10 @@ def test_ids_that_began_anew_are_not_reached_by_old_ones() -> None:
     assert reaches(book(9, ts_ms=1_000), book(9, ts_ms=60_000))  # a quiet book
     assert not reaches(book(3, ts_ms=60_000), book(8, ts_ms=1_000))
     assert reaches(book(3, ts_ms=60_000, exchange="okx"), book(8, ts_ms=1_000, exchange="okx"))
+    # A greater id that is older by any time is from before: chaos found a reset five seconds after a restart.
+    assert not reaches(book(9, ts_ms=1_000, exchange="okx"), book(8, ts_ms=6_000, exchange="okx"))
+    assert reaches(book(9, ts_ms=6_000, exchange="okx"), book(8, ts_ms=1_000, exchange="okx"))
+    assert reaches(book(9, ts_ms=1_000, exchange="okx"), book(9, ts_ms=6_000, exchange="okx"))
     assert not reaches(book(None), book(None))
 
 
