@@ -128,7 +128,8 @@ def _start_nats(running: list[Child], folder: Path, port: int) -> None:
     config = folder / "nats.conf"
     store = f'jetstream {{ store_dir: "{folder}/store" }}'
     config.write_text(f"listen: 127.0.0.1:{port}\nmax_payload: 8MB\n{store}\n")
-    running.append(children.start("nats", [NATS_SERVER, "-c", config], folder / "nats.log", folder, {}))
+    argv = [NATS_SERVER, "-c", config]
+    running.append(children.start("nats", argv, folder / "nats.log", folder, {}, batch=True))
     children.wait_until(lambda: _greets(port), "NATS", running, _START_TIMEOUT_S)
 
 

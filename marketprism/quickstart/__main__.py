@@ -104,7 +104,7 @@ def _start_nats(running: list[Child], *, live: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _say("starting NATS with JetStream on 4222")
     argv: list[str | Path] = [Path(sys.executable).with_name("nats-server"), "-c", NATS_CONFIG]
-    running.append(children.start("NATS", argv, LOGS / "quickstart_nats.log", folder, {}))
+    running.append(children.start("NATS", argv, LOGS / "quickstart_nats.log", folder, {}, batch=True))
     children.wait_until(figures.nats_is_up, "NATS on port 4222", running, _START_TIMEOUT_S)
 
 

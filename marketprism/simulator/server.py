@@ -11,6 +11,7 @@ import random
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +42,7 @@ _WS_PATHS = {
     "okx_derivatives": "/ws/v5/public",
     "deribit_derivatives": "/ws/api/v2",
 }
+_SLICES_MAX = 10  # of a step
 _CATCH_UP_STEPS = 50
 _SLOW_CLIENT_BYTES = 16 * 2**20
 _PONG_WITHIN_S = 60.0
@@ -118,6 +120,7 @@ class _Port:
         self.face = face
         self.worker = face.worker
         self.clients: dict[Connection, _Client] = {}
+        self.waiting: deque[Outgoing] = deque()
         self.sent = 0
         self.rest_answers = 0
         self.port = 0
@@ -207,11 +210,21 @@ class _Port:
         return now_ms
 
     def step(self) -> None:
-        """One step of the face; frames wait for flush()."""
-        for message in self.face.step(self.now_ms):
-            self.dispatch(message)
+        """One step of the face; its messages leave with the next slices."""
+        self.send_slice(1)
+        self.waiting.extend(self.face.step(self.now_ms))
+
+    def send_slice(self, slices_left: int) -> None:
+        """This slice's share of what the step has brought; frames wait for flush()."""
+        for _ in range(-(-len(self.waiting) // slices_left)):
+            self._pass(self.waiting.popleft())
 
     def dispatch(self, message: Outgoing) -> None:
+        """Send this after all that the step has brought."""
+        self.send_slice(1)
+        self._pass(message)
+
+    def _pass(self, message: Outgoing) -> None:
         """The seam every outgoing message passes: faults may lose, repeat or change it."""
         if self._simulator.faults.busy:
             for passed in self._simulator.faults.through(message):
@@ -502,10 +515,20 @@ class Simulator:
                 behind = _CATCH_UP_STEPS
             for _ in range(behind):
                 self._step()
-            for port in self._ports.values():
-                port.flush()
             next_s = origin + (self._steps + self._skipped + 1) * STEP_S
-            await asyncio.sleep(max(0.0, next_s - loop.time()))
+            await self._send_until(next_s)
+
+    async def _send_until(self, next_s: float) -> None:
+        """Spread a step's messages over its time: an exchange sends them one by one, not in heaps."""
+        loop = asyncio.get_running_loop()
+        most = max(len(port.waiting) for port in self._ports.values())
+        slices = min(max(most, 1), _SLICES_MAX)
+        for left in range(slices, 0, -1):
+            for port in self._ports.values():
+                port.send_slice(left)
+                port.flush()
+            at_s = next_s - STEP_S * (left - 1) / slices
+            await asyncio.sleep(max(0.0, at_s - loop.time()))
 
     def _step(self) -> None:
         self._steps += 1

@@ -4,7 +4,7 @@ Everything that leans on the insides of nats-py is in this module, and there are
 
 * frames are written straight to its transport (`Link.write`): `Client.publish` costs about 10 us more a
   message, and tells nobody when the bytes left;
-* acknowledgements skip its parser, queue and task per subscription (`_Client.take_acks`, `_process_msg`);
+* acknowledgements skip its parser, queue and task per subscription (`_Client.take_acks_first`, `_process_msg`);
 * what the server says is checked and bounded (`_Parser`, `_Info`);
 * a connection ends with nothing left to write and nobody left waiting (`_Client._close`).
 
@@ -110,10 +110,8 @@ class _Parser(Parser):
     async def parse(self, data: bytes = b"") -> None:
         """Take in what was read."""
         try:
-            if not self.buf and self.state == AWAITING_CONTROL_LINE:
-                data = self.nc.take_acks(data)
-                if not data:
-                    return
+            if self.nc.defect is not None:
+                raise self.nc.defect
             await super().parse(data)
         except OSError:
             raise
@@ -144,12 +142,33 @@ class _Client(Client):
     plain_ack: re.Pattern[bytes] | None = None
     on_ack: AckHandler | None = None
     on_acks: AcksHandler | None = None
+    defect: _OwnError | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self._ps = _Parser(self)
 
-    def take_acks(self, data: bytes) -> bytes:
+    def take_acks_first(self, sid: int, inbox: str) -> None:
+        """From now on take plain acknowledgements as they are read: no buffer, no future, no task in between."""
+        # A stored message, and nothing else to say of it (NATS ADR-1): what nearly every answer looks like.
+        start = re.escape(f"MSG {inbox}.".encode()) + rb"(\d{1,18})" + f" {sid} +".encode()
+        self.plain_ack = re.compile(start + rb'\d+\r\n\{"stream":"[^"\\]*", ?"seq":\d+\}\r\n')
+        assert isinstance(self._transport, TcpTransport)  # of nats:// and tls://
+        reader: Any = self._transport._io_reader
+        pass_on = reader.feed_data
+
+        def feed(data: bytes) -> None:
+            if not reader._buffer and not self._ps.buf and self._ps.state == AWAITING_CONTROL_LINE:
+                try:
+                    data = self._take_acks(data)
+                except _OwnError as error:
+                    self.defect = error  # told by the parser, which ends the connection
+            if data:
+                pass_on(data)
+
+        reader.feed_data = feed
+
+    def _take_acks(self, data: bytes) -> bytes:
         """Hand over the plain acknowledgements that stand at the front; return the rest."""
         if self.plain_ack is None or self.on_acks is None:
             return data
@@ -248,14 +267,7 @@ class Link:
         subscription = await self._client.subscribe(f"{inbox}.*")
         self._client.ack_sid = subscription._id
         self._client.ack_prefix_bytes = len(inbox) + 1
-        # A stored message, and nothing else to say of it (NATS ADR-1): what nearly every answer looks like.
-        start = f"MSG {inbox}.".encode(), f" {subscription._id} +".encode()
-        self._client.plain_ack = re.compile(
-            re.escape(start[0])
-            + rb"(\d{1,18})"
-            + start[1]
-            + rb'\d+\r\n\{"stream":"[^"\\]*", ?"seq":\d+\}\r\n'
-        )
+        self._client.take_acks_first(subscription._id, inbox)
         self.reply_prefix = f"{inbox}.".encode()
         # The round trip lets the SUB reach the transport before any frame written past nats-py's buffer.
         await self._client.flush(REQUEST_TIMEOUT_S)  # type: ignore[arg-type]
