@@ -86,6 +86,7 @@ class BookSync:
         self._answer_certain = False
         self._pause_ns = _RETRY_FIRST_NS  # before the next attempt but one
         self._retry: tuple[int, int] | None = None  # since when, how long to wait before asking again
+        self._lost_id: int | None = None  # how far the stream was when the book was lost
         self._refreshing = False
         self._fresh: tuple[Update, bool, bool] | None = None
         self._checked_ns = 0
@@ -136,6 +137,7 @@ class BookSync:
             self._pending.clear()
             if self.live:
                 self.lose("disconnect", now_ns, out, ask=False)
+            self._lost_id = None
         elif self.live and len(self._ahead) == len(self.conns):
             self._give_up_waiting(now_ns, out)
 
@@ -197,6 +199,8 @@ class BookSync:
         last_id = snap.last_id
         pending, outdated = self._since_reset(snap)
         later = [(c, u) for c, u in pending if not self._holds(snap, u)]
+        if not later and self._numbering.monotone and last_id < (self._lost_id or 0):
+            outdated = True  # a consumer's next update would not follow it
         if outdated or (later and not any(self._numbering.splices(u, last_id) for _, u in later)):
             text = f"REST snapshot {last_id} does not meet the {len(pending)} updates held; asking again"
             out.append(Note("info", "splice", text, self.instrument.id))
@@ -314,7 +318,7 @@ class BookSync:
         except ValueError as e:
             text = f"change of a book refused: {excerpt(e)}"
             out.append(Note("warning", "malformed", text, self.instrument.id))
-            self.lose("malformed", now_ns, out, detail=excerpt(e))
+            self._defect("malformed", update, now_ns, out, excerpt(e))
             return
         if bids == asks == NO_LEVELS and update.prev_id is not None and update.prev_id == update.last_id:
             return  # OKX: nothing changed for a minute
@@ -337,8 +341,8 @@ class BookSync:
         if self.watch is not None:
             self.watch(self)
 
-    def _defect(self, cause: GapCause, update: Update, now_ns: int, out: Out) -> None:
-        self._lost(cause, out, update)
+    def _defect(self, cause: GapCause, update: Update, now_ns: int, out: Out, detail: str = "") -> None:
+        self._lost(cause, out, update, detail)
         self._ask(now_ns, out)
 
     def _hole(self, update: Update, conn: str, now_ns: int, out: Out) -> None:
@@ -370,6 +374,7 @@ class BookSync:
         self._fresh = None
         self._ahead.clear()
         self._pending.clear()
+        self._lost_id = update.last_id if update else self.last_id
         self.resyncs[cause] = self.resyncs.get(cause, 0) + 1
         gap = self._gap(cause, update, detail, self.last_id, self.last_ts_ms)
         identity = f"orderbook_delta:{gap.last_id_before}:{gap.first_id_after}:{gap.last_ts_ms_before}"
@@ -399,7 +404,7 @@ class BookSync:
         self.last_id, self.last_ts_ms, self.last_checksum = snap.last_id, snap.ts_ms, snap.checksum
         self.live = True
         self._splicing = splicing
-        self._asked_ns = self._retry = None
+        self._asked_ns = self._retry = self._lost_id = None
         self._pause_ns = _RETRY_FIRST_NS
         self._recent.clear()
         self._recent.append((None, snap.last_id))

@@ -1,5 +1,6 @@
 """Binance spot and USD-M: every rule of its books, its sockets and its REST answers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -203,6 +204,28 @@ def test_a_crossed_book_is_a_defect_told_from_what_was_published_last() -> None:
     d.frame(depth(13, 13))
     d.answer("depth", rest(12))
     assert d.live(S)
+
+
+def crossed(d: Drive) -> None:
+    d.frame(depth(12, 12, [["101", "3"]]))
+
+
+def refused_level(d: Drive) -> None:
+    d.frame(depth(12, 12, [["99", "NaN"]]))
+
+
+@pytest.mark.parametrize("defect", [crossed, refused_level])
+def test_rest_from_before_the_defect_is_asked_for_again(defect: Callable[[Drive], None]) -> None:
+    d = live_spot()
+    d.frame(depth(11, 11, [["99", "3"]]))
+    defect(d)
+    d.answer("depth", rest(11))  # nothing is held that could show that it is too old
+    assert not d.live(S)
+    d.frame(depth(13, 13))
+    d.wait(5)
+    d.answer("depth", rest(12))
+    assert d.live(S)
+    assert len(d.gaps()) == 1
 
 
 def test_crossed_is_judged_after_the_whole_message() -> None:
