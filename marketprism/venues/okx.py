@@ -265,9 +265,9 @@ class Okx(Venue):
         out = super().tick(now_ns)
         for market in self.markets.values():
             book = market.book
-            if book is None or not book.live or not book.numbered:
+            if book is None or 0 <= now_ns - book.heard_ns < _SILENT_BOOK_NS:
                 continue
-            if elapsed(now_ns, book.heard_ns, _SILENT_BOOK_NS):
+            if book.live and book.numbered:
                 book.heard_ns = now_ns
                 i = market.instrument.id
                 out.append(Note("error", "silent", f"no word of the book of {i} for three minutes", i))
