@@ -30,7 +30,6 @@ from marketprism.venues.base import (
     Send,
     Socket,
     chunks,
-    elapsed,
     plain,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, iso
