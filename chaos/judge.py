@@ -62,12 +62,22 @@ def judge(messages: Iterable[tuple[str, bytes]], truth: Truth, due: Due | None =
     for (worker, instrument), payloads in by_instrument.items():
         gaps = [p for p in payloads if p["data_type"] == "gap"]
         verdict.gaps += gaps
+        gaps = [_by_fills(gap, worker, truth) for gap in gaps]
         _trades(worker, instrument, payloads, gaps, truth, (due or {}).get((worker, instrument)), verdict)
         _books(worker, instrument, payloads, truth, verdict)
     return verdict
 
 
-def awaited(messages: Iterable[tuple[str, bytes]], due: Due) -> int:
+def _by_fills(gap: Payload, worker: str, truth: Truth) -> Payload:
+    """A gap of trades by the numbers of fills: Binance USD-M numbers what sums them up."""
+    before, after = gap["last_id_before"], gap["first_id_after"]
+    if worker != "binance_derivatives" or gap["affected_data_type"] != "trade" or not (before and after):
+        return gap
+    fills = truth.summed_up(worker, gap["instrument_id"], int(before), int(after))
+    return gap | {"last_id_before": str(fills.start - 1), "first_id_after": str(fills.stop)}
+
+
+def awaited(messages: Iterable[tuple[str, bytes]], due: Due, truth: Truth) -> int:
     """How many fills that are due are neither published nor told so far; `messages`: trades and gaps."""
     covered: dict[tuple[str, str], set[int]] = {one: set() for one in due}
     begun: dict[tuple[str, str], int] = {}
@@ -79,6 +89,7 @@ def awaited(messages: Iterable[tuple[str, bytes]], due: Due) -> int:
             covered[key].update(span)
             begun[key] = min(begun.get(key, span.start), span.start)
         elif key in due and data["affected_data_type"] == "trade" and data["last_id_before"]:
+            data = _by_fills(data, key[0], truth)
             covered[key].update(range(int(data["last_id_before"]) + 1, int(data["first_id_after"])))
     return sum(n >= begun.get(key, n) and n not in covered[key] for key, fills in due.items() for n in fills)
 

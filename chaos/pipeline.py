@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from marketprism.simulator import Fault, Simulator, SimulatorOptions, write_conf
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config" / "collector" / "unified_data_collection.yaml"
+MARKETPRISM = (sys.executable, "-m", "marketprism")
 
 
 class SimulatorThread:
@@ -131,15 +132,15 @@ class Pipeline:
         document["nats"].update(keys)
         self.config.write_text(yaml.safe_dump(document))
 
-    def run(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start `marketprism …` against this configuration."""
+    def run(self, *arguments: str, program: Sequence[str] = MARKETPRISM) -> subprocess.Popen[bytes]:
+        """Start `marketprism …`, or another program in its place, against this configuration."""
         environment = os.environ | {
             "MARKETPRISM_RUNTIME_DIR": str(self.folder / "run"),
             "MARKETPRISM_LOG_DIR": str(self.folder / "logs"),
         }
         environment.pop("MARKETPRISM_NATS_URL", None)
         environment.pop("NATS_URL", None)
-        command = [sys.executable, "-m", "marketprism", *arguments, "--config", str(self.config)]
+        command = [*program, *arguments, "--config", str(self.config)]
         with (self.folder / "output.log").open("ab") as output:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True

@@ -128,11 +128,14 @@ def _counts(p: Pipeline) -> dict[str, int]:
 def _judge(p: Pipeline, outcome: Outcome) -> None:
     """Hold the stream against the truth, gaps against faults, and look through the logs."""
     due, due_ms = p.simulator.fills(outcome.plan.exchanges), time.time_ns() // 1_000_000
-    _within(BACKFILLED_WITHIN_S, lambda: not awaited(p.messages("gap.>") + p.messages("trade.>"), due), 2.0)
+    truth = p.simulator.simulator.truth
+    _within(
+        BACKFILLED_WITHIN_S, lambda: not awaited(p.messages("gap.>") + p.messages("trade.>"), due, truth), 2.0
+    )
     p.stop_workers()
     p.simulator.stop()
     outcome.fired += p.simulator.fired()
-    messages, truth = p.messages(), p.simulator.simulator.truth
+    messages = p.messages()
     outcome.verdict = judge(messages, truth, due)
     payloads = (json.loads(body) for _, body in messages)
     judge_liquidations(payloads, truth, outcome.fired, due_ms, outcome.verdict)

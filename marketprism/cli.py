@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import os
 import secrets
 import shutil
@@ -67,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     launcher.add_argument("--single-process", action="store_true", help="all exchanges in one process")
     launcher.add_argument("--exchange", choices=list(OFFERS), help="only this one (debugging)")
     _config_flag(launcher)
+
+    control = _verb(verbs, "control", _control, "serve health and metrics of the workers that systemd runs")
+    _config_flag(control)
+
+    alert = _verb(verbs, "alert", _alert, "tell the journal, and a webhook, that something needs a person")
+    alert.add_argument(
+        "instance", help="what marketprism-alert@.service is started with: a unit, or memory_soft:EXCHANGE"
+    )
 
     simulate = _verb(verbs, "simulate", _simulate, "the exchanges on loopback, for trying and testing")
     simulate.add_argument("--seed", type=int, default=1, help="same seed, same market (default: 1)")
@@ -190,19 +199,22 @@ def _exchange(config: Config, name: str) -> str:
 def _worker(args: argparse.Namespace) -> int:
     from marketprism import logs, parent
 
+    faulthandler.enable()  # a watchdog's SIGABRT leaves the line that is stuck in the journal
     parent.die_with_parent()
     config = _load(args)
     names = list(config.settings.exchanges) if args.exchange == "all" else [_exchange(config, args.exchange)]
+    directory = runtime_dir()
+    directory.mkdir(parents=True, exist_ok=True)
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        metrics = runtime_dir() / "metrics"
+        metrics = directory / "metrics"
         metrics.mkdir(parents=True, exist_ok=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
     log_dir = os.environ.get("MARKETPRISM_LOG_DIR")
     logs.setup(args.exchange, Path(log_dir) if log_dir else None, config.settings.log_level)
 
-    from marketprism.worker.worker import run_workers
+    from marketprism.worker.process import run_workers
 
-    return _run(run_workers(config.settings, names))
+    return _run(run_workers(config, names, directory))
 
 
 def _launcher(args: argparse.Namespace) -> int:
@@ -221,9 +233,38 @@ def _launcher(args: argparse.Namespace) -> int:
         metrics_port=s.metrics_port,
         bind_host=s.bind_host,
         memory={name: (m.soft_mb, m.hard_mb) for name, m in s.memory.items()},
+        actions_token_file=s.actions_token_file,
         log_level=s.log_level,
     )
     return _run(run(options))
+
+
+def _control(args: argparse.Namespace) -> int:
+    from marketprism.control.service import ControlOptions, run
+
+    faulthandler.enable()
+    token_file, log_level = None, "INFO"
+    try:
+        settings = _load(args).settings
+        token_file, log_level = settings.actions_token_file, settings.log_level
+    except ConfigError as e:  # the more it matters that somebody tells how the workers are
+        print(e, file=sys.stderr)
+    options = ControlOptions(
+        exchanges=tuple(OFFERS),
+        runtime_dir=runtime_dir(),
+        state_dir=Path(os.environ.get("STATE_DIRECTORY") or runtime_dir()),
+        log_dir=_log_dir(),
+        actions_token_file=token_file,
+        log_level=log_level,
+    )
+    return _run(run(options))
+
+
+def _alert(args: argparse.Namespace) -> int:
+    from marketprism import alert, logs
+
+    logs.setup("alert", None)
+    return alert.run(args.instance, os.environ)
 
 
 def _simulate(args: argparse.Namespace) -> int:

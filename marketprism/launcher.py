@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import importlib.metadata
 import json
 import logging
 import os
@@ -17,17 +16,21 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from marketprism import logs
+from prometheus_client.core import Metric
+
+from marketprism import __version__, logs
 from marketprism.control import health, ports, server
-from marketprism.control.metrics import Exposition, LiveMetrics, LiveState, SharedMetrics
-from marketprism.control.processes import Figures, ProcessTable, RunState
+from marketprism.control.actions import Actions, TokenError, read_token
+from marketprism.control.events import Events
+from marketprism.control.plane import ActionError, ControlPlane, Verb
+from marketprism.control.processes import Figures, ProcessTable, RunState, WorkerView
 from marketprism.control.restarts import EX_CONFIG, RestartRules
-from marketprism.parent import PARENT_PID_ENV
+from marketprism.control.shared import SharedMetrics
+from marketprism.parent import PARENT_PID_ENV, Orphans
 from marketprism.supervisor import Worker, WorkerSpec
 
 ALL = "all"  # the one worker of single-process mode
@@ -63,6 +66,7 @@ class LauncherOptions:
     restart: RestartRules = field(default_factory=RestartRules)
     health: health.HealthRules = field(default_factory=health.HealthRules)
     sample_s: float = 0.25
+    actions_token_file: Path | None = None
     log_level: str = "INFO"
     log_max_bytes: int = logs.DEFAULT_MAX_BYTES
     log_backups: int = logs.DEFAULT_BACKUPS
@@ -86,23 +90,27 @@ class StartError(Exception):
 class Launcher:
     """All workers of one machine, and the control plane over them."""
 
-    def __init__(self, options: LauncherOptions, shared: SharedMetrics, sinks: logs.Sinks) -> None:
+    name = logs.MAIN_PROCESS
+
+    def __init__(
+        self, options: LauncherOptions, shared: SharedMetrics, sinks: logs.Sinks, actions: Actions
+    ) -> None:
         self._options = options
+        self._actions = actions
+        self.mode = "single" if options.single_process else "multiprocess"
         self._shared = shared
         self._stop = asyncio.Event()
-        self._started_s = time.monotonic()
         self._table = ProcessTable()
-        self._own_figures = Figures(0.0, 0, frozen=False)
-        self._statuses: dict[str, str] = {}
-        self._exposition = Exposition(shared, LiveMetrics(lambda: self._state(self._judge())))
-        self._version = _version()
-        self._workers = [Worker(spec, sinks) for spec in _specs(options)]
+        self._own_figures = Figures(0.0, 0)
+        self._events = Events()
+        self._workers = [Worker(spec, sinks, self._events) for spec in _specs(options)]
+        self._plane = ControlPlane(self, shared, options.health)
 
     async def run(self, health_socket: socket.socket, metrics_socket: socket.socket) -> int:
         """Supervise until SIGTERM or SIGINT. 0, or EX_CONFIG when no worker can run as configured."""
         runners = [
-            await server.serve(server.health_app(self), health_socket),
-            await server.serve(server.metrics_app(self), metrics_socket),
+            await server.serve(server.health_app(self._plane, self._actions), health_socket),
+            await server.serve(server.metrics_app(self._plane), metrics_socket),
         ]
         self._catch_signals()
         watch = asyncio.create_task(self._watch())
@@ -115,8 +123,8 @@ class Launcher:
 
     async def _supervise(self) -> int:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._guard(worker)) for worker in self._workers]
-            group.create_task(self._stop_when_none_can_run(tasks))
+            for worker in self._workers:
+                group.create_task(self._guard(worker))
             await self._stop.wait()
             log.info("stopping %d workers", len(self._workers), extra={"event": "stopping"})
             for worker in self._workers:
@@ -134,9 +142,8 @@ class Launcher:
             worker.kill()
             worker.state = RunState.FAILED
 
-    async def _stop_when_none_can_run(self, tasks: list[asyncio.Task[None]]) -> None:
-        await asyncio.wait(tasks)
-        if self._all_misconfigured():
+    def _stop_when_none_can_run(self) -> None:
+        if not self._stop.is_set() and self._all_misconfigured():
             log.error(
                 "no worker can run with %s; see the lines above and: marketprism check-config",
                 self._options.config,
@@ -168,13 +175,19 @@ class Launcher:
 
     def _forward_hangup(self) -> None:
         """To workers that are up only: one that is still starting has no handler yet and would die of it."""
-        readings = self._shared.read()
         for worker in self._workers:
-            if all(
-                readings.value("marketprism_worker_heartbeat_timestamp_seconds", name)
-                for name in worker.spec.exchanges
-            ):
-                worker.send(signal.SIGHUP)
+            with contextlib.suppress(ActionError):
+                self._reload(worker)
+
+    def _reload(self, worker: Worker) -> None:
+        readings = self._shared.read()
+        beats = [
+            readings.value("marketprism_worker_heartbeat_timestamp_seconds", exchange)
+            for exchange in worker.spec.exchanges
+        ]
+        if not all(beats):
+            raise ActionError(f"{worker.spec.name} is still starting, so it cannot reload yet")
+        worker.send(signal.SIGHUP)
 
     def _ended(self, pid: int) -> None:
         self._table.forget(pid)
@@ -186,9 +199,13 @@ class Launcher:
     async def _watch(self) -> None:
         """Sample memory often, look at health now and then; a fault here must not end it."""
         next_health_s = 0.0
+        orphans = Orphans()
         while True:
             try:
+                if os.getpid() == 1:
+                    orphans.reap()
                 self._sample()
+                self._stop_when_none_can_run()
                 if time.monotonic() >= next_health_s:
                     next_health_s = time.monotonic() + _HEALTH_LOG_EVERY_S
                     self._look_at_health()
@@ -200,6 +217,7 @@ class Launcher:
         self._own_figures = self._table.read(os.getpid()) or self._own_figures
         for worker in self._workers:
             worker.sample(self._table)
+        self._plane.sample()
 
     def _look_at_health(self) -> None:
         if self._stop.is_set():
@@ -207,39 +225,35 @@ class Launcher:
         readings = self._shared.read()
         for worker in self._workers:
             worker.check_watchdog(readings, time.time())
-        for exchange, entry in self._judge().entries.items():
-            before, now = self._statuses.get(exchange), entry["status"]
-            if now != before and "starting" not in entry["reasons"]:
-                self._statuses[exchange] = now
-                self._tell_status(exchange, before, now, entry["reasons"])
+        self._plane.tell_changes()
 
-    def _tell_status(self, exchange: str, before: str | None, now: str, reasons: list[str]) -> None:
-        level = {"healthy": logging.INFO, "degraded": logging.WARNING}.get(now, logging.ERROR)
-        was = f" (was {before})" if before else ""
-        why = f": {', '.join(reasons)}" if reasons else ""
-        log.log(level, "%s is %s%s%s", exchange, now, was, why, extra={"event": "health"})
+    # -- as the control plane asks -----------------------------------------------------------------------------
 
-    def _judge(self) -> health.Health:
-        views = [worker.view() for worker in self._workers]
-        return health.judge(views, self._shared.read(), self._options.health, time.time())
+    def workers(self) -> tuple[WorkerView, ...]:
+        """All of them, at this moment."""
+        return tuple(worker.view() for worker in self._workers)
 
-    def _state(self, judged: health.Health) -> LiveState:
-        return LiveState(
-            workers=tuple(worker.view() for worker in self._workers),
-            statuses=judged.statuses(),
-            own_figures=self._own_figures,
-            uptime_s=time.monotonic() - self._started_s,
-        )
+    def own_figures(self) -> Figures:
+        """The launcher's own."""
+        return self._own_figures
 
-    def health(self) -> dict[str, Any]:
-        """The body of /health."""
-        mode = "single" if self._options.single_process else "multiprocess"
-        judged = self._judge()
-        return health.body(judged, self._state(judged), self._version, mode, time.time())
+    def trouble(self) -> str:
+        """None: what the launcher knows of its children it knows first hand."""
+        return ""
 
-    def metrics(self, accept: str) -> tuple[bytes, str]:
-        """Text and content type of /metrics."""
-        return self._exposition.render(accept)
+    def families(self) -> Iterable[Metric]:
+        """What the workers say is key."""
+        return self._events.families()
+
+    async def act(self, verb: Verb, worker: str) -> None:
+        """Start, stop, restart or reload a worker. Raises ActionError where there is nothing to do it to."""
+        found = next(each for each in self._workers if each.spec.name == worker)
+        if verb is Verb.RELOAD:
+            if found.state is not RunState.RUNNING:
+                raise ActionError(f"{worker} does not run ({found.state}), so it cannot reload")
+            self._reload(found)
+        else:
+            {Verb.START: found.start, Verb.STOP: found.stop, Verb.RESTART: found.restart}[verb]()
 
 
 def _specs(options: LauncherOptions) -> Iterator[WorkerSpec]:
@@ -279,6 +293,7 @@ async def run(options: LauncherOptions) -> int:
     """
     with contextlib.ExitStack() as held:
         try:
+            actions = Actions(read_token(options.actions_token_file))
             lock = held.enter_context(_locked(options.runtime_dir))
             health_socket = held.enter_context(ports.bind(options.bind_host, options.health_port, "health"))
             metrics_socket = held.enter_context(
@@ -287,7 +302,7 @@ async def run(options: LauncherOptions) -> int:
             shared = SharedMetrics(metrics_dir(options.runtime_dir))
             shared.clear()
             _publish_state(lock, health_socket, metrics_socket)
-        except (StartError, ports.PortError) as exc:
+        except (StartError, TokenError, ports.PortError) as exc:
             print(f"marketprism launcher: {exc}", file=sys.stderr)
             return 1
         except OSError as exc:
@@ -297,7 +312,7 @@ async def run(options: LauncherOptions) -> int:
             logs.MAIN_PROCESS, options.log_dir, options.log_level, options.log_max_bytes, options.log_backups
         )
         _tell_start(options, health_socket, metrics_socket)
-        return await Launcher(options, shared, sinks).run(health_socket, metrics_socket)
+        return await Launcher(options, shared, sinks, actions).run(health_socket, metrics_socket)
 
 
 @contextlib.contextmanager
@@ -348,7 +363,7 @@ def _tell_start(
     how = "in one process" if options.single_process else "in a process each"
     log.info(
         "launcher %s, pid %d: %s %s",
-        _version(),
+        __version__,
         os.getpid(),
         ", ".join(options.exchanges),
         how,
@@ -357,10 +372,3 @@ def _tell_start(
     health_url = f"http://{options.bind_host}:{health_socket.getsockname()[1]}/health"
     metrics_url = f"http://{options.bind_host}:{metrics_socket.getsockname()[1]}/metrics"
     log.info("health %s, metrics %s, logs in %s", health_url, metrics_url, options.log_dir.resolve())
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("marketprism")
-    except importlib.metadata.PackageNotFoundError:  # run from a bare clone
-        return "unknown"

@@ -3,7 +3,7 @@
 Who writes what:
 * a worker writes `collector_<exchange>.log` itself and its key events also to standard output;
 * the launcher copies those from the pipe to `collector_main.log`, which only the launcher writes;
-* under systemd everything goes to standard output, that is to the journal;
+* under systemd everything goes to the journal, with the fields EXCHANGE, EVENT and SYMBOL;
 * by hand, in a terminal, everything goes to standard error.
 
 A key event is a WARNING or worse, or a record marked by `extra={"event": "gap", ...}` or `extra={"key": True}`.
@@ -25,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from marketprism import journal
 from marketprism.parent import started_by_launcher
 
 MAIN_PROCESS = "launcher"
+CONTROL_PROCESS = "control"
 MAIN_LOG = "collector_main.log"
 UNIFIED_LOG = "unified-collector.log"
 DEFAULT_MAX_BYTES = 100 * 1024 * 1024
@@ -35,7 +37,6 @@ DEFAULT_BACKUPS = 5
 
 _RETRY_AFTER_FAILURE_S = 10.0
 _PIPE_LINE_BYTES = 4000  # below PIPE_BUF (4096, pipe(7)): such a write is whole or not at all
-_JOURNAL_PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # sd-daemon(3)
 
 _LINE = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] \[[^]]+\] \[[A-Z]+\] ")
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
@@ -107,11 +108,18 @@ class LineFormatter(logging.Formatter):
         return redact(message + trace)
 
 
-class JournalFormatter(LineFormatter):
-    """`<6>message`: journald knows time and unit already and takes the priority from the prefix."""
+class BodyFormatter(LineFormatter):
+    """The message alone: journald knows time, unit and priority."""
 
     def format(self, record: logging.LogRecord) -> str:
-        prefix = f"<{_JOURNAL_PRIORITY.get(record.levelname, 6)}>"
+        return self.body(record)
+
+
+class JournalFormatter(LineFormatter):
+    """`<6>message`: journald takes the priority from the prefix, as sd-daemon(3) says."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{journal.PRIORITY.get(record.levelname, 6)}>"
         return "\n".join(prefix + line for line in self.body(record).splitlines())
 
 
@@ -278,7 +286,7 @@ class Sinks:
 
 def log_path(log_dir: Path, process: str) -> Path:
     """The log file of `process` (a worker's name or MAIN_PROCESS)."""
-    return log_dir / (MAIN_LOG if process == MAIN_PROCESS else f"collector_{process}.log")
+    return log_dir / (MAIN_LOG if process in (MAIN_PROCESS, CONTROL_PROCESS) else f"collector_{process}.log")
 
 
 def setup(
@@ -296,7 +304,7 @@ def setup(
     global _default_process
     _default_process = process
     files = [FileHandler(log_dir, max_bytes, backups)] if log_dir else []
-    stream = _stream_handler()
+    stream = _stream_handler(process)
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -305,21 +313,24 @@ def setup(
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("marketprism").setLevel(level.upper())
-    if log_dir and process == MAIN_PROCESS:
+    if log_dir and process in (MAIN_PROCESS, CONTROL_PROCESS):
         _link_unified(log_dir)
     return Sinks((*files, stream) if isinstance(stream, ConsoleHandler) else tuple(files))
 
 
-def _stream_handler() -> logging.Handler:
+def _stream_handler(process: str) -> logging.Handler:
     if started_by_launcher() and _is_pipe(1):
         pipe = PipeHandler(1)
         pipe.setFormatter(KeyEventFormatter())
         pipe.addFilter(is_key_event)
         return pipe
-    if _stdout_is_journal():
-        journal = PipeHandler(1)
-        journal.setFormatter(JournalFormatter())
-        return journal
+    fd = _journal_fd()
+    if fd is not None:
+        stream = PipeHandler(fd)
+        stream.setFormatter(JournalFormatter())
+        handler = journal.JournalHandler(f"marketprism-{process}", _process.get, stream, journal.SOCKET)
+        handler.setFormatter(BodyFormatter())
+        return handler
     console = ConsoleHandler(sys.stderr)
     console.setFormatter(LineFormatter())
     return console
@@ -331,10 +342,13 @@ def _is_pipe(fd: int) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
-def _stdout_is_journal() -> bool:
-    """As systemd.exec(5), $JOURNAL_STREAM, says: device and inode of the stream must be ours."""
-    found = os.fstat(1)
-    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+def _journal_fd() -> int | None:
+    """Which standard stream leads to the journal: by device and inode, as systemd.exec(5), $JOURNAL_STREAM, says."""
+    for fd in (2, 1):
+        found = os.fstat(fd)
+        if os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}":
+            return fd
+    return None
 
 
 def _link_unified(log_dir: Path) -> None:

@@ -45,3 +45,22 @@ def stop_within(seconds: int) -> None:
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
+
+
+class Orphans:
+    """As process 1 of a container: ends of processes that lost their parent are waited for, or they pile up."""
+
+    def __init__(self) -> None:
+        self._ended = 0
+
+    def reap(self) -> None:
+        """Call it now and then. The event loop waits for its own children at once, so who is still there the second
+        time is an orphan."""
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # no children
+            found = None
+        pid = found.si_pid if found else 0
+        if pid and pid == self._ended:
+            os.waitpid(pid, 0)
+        self._ended = pid

@@ -13,8 +13,8 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 
 from marketprism import logs
+from marketprism.control.events import Events
 from marketprism.control.health import report_of
-from marketprism.control.metrics import Readings
 from marketprism.control.processes import (
     MB,
     Figures,
@@ -25,7 +25,15 @@ from marketprism.control.processes import (
     RunState,
     WorkerView,
 )
-from marketprism.control.restarts import REASONS, RestartPolicy, RestartRules, describe_exit, exit_reason
+from marketprism.control.restarts import (
+    REASONS,
+    REQUESTED,
+    RestartPolicy,
+    RestartRules,
+    describe_exit,
+    exit_reason,
+)
+from marketprism.control.shared import Readings
 
 _TAIL_LINES = 20
 _LINE_BYTES = 16 * 1024
@@ -50,11 +58,12 @@ class WorkerSpec:
 class Worker:
     """One supervised worker process: start, watch, stop, start again."""
 
-    def __init__(self, spec: WorkerSpec, sinks: logs.Sinks) -> None:
+    def __init__(self, spec: WorkerSpec, sinks: logs.Sinks, events: Events) -> None:
         self.spec = spec
         self.state = RunState.WAITING
         self.last_exit: LastExit | None = None
         self._sinks = sinks
+        self._events = events
         self._policy = RestartPolicy(spec.restart)
         self._memory = MemoryWatch(spec.soft_mb * MB, spec.hard_mb * MB)
         self._restarts = dict.fromkeys(REASONS, 0)
@@ -63,6 +72,8 @@ class Worker:
         self._started_s = 0.0
         self._ordered: str | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._held = False  # stopped on request
+        self._asked = asyncio.Event()  # to start now
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
     def view(self) -> WorkerView:
@@ -81,21 +92,63 @@ class Worker:
         )
 
     async def supervise(self, stop: asyncio.Event, ended: Callable[[int], None]) -> None:
-        """Run the worker until `stop` is set or it is given up; `ended(pid)` after each end of a process."""
+        """Run the worker until `stop` is set; `ended(pid)` after each end of a process.
+
+        One that is given up, or stopped on request, stays down until it is asked for again.
+        """
         while not stop.is_set():
+            self._held = False
+            self._asked.clear()
             self.last_exit = last = await self._run_once(stop, ended)
-            if stop.is_set():
-                break
+            if not stop.is_set():
+                await self._pause(self._delay_s(last), stop)
+            if not stop.is_set():
+                asked = self._asked.is_set() or last.reason == REQUESTED
+                self._restarts[REQUESTED if asked else last.reason] += 1
+        if self.state is not RunState.FAILED:
+            self.state = RunState.ENDED
+
+    def _delay_s(self, last: LastExit) -> float | None:
+        """How long to wait with the next start; None: until somebody asks for it."""
+        if last.reason == REQUESTED:
+            log.info("%s ended on request", self.spec.name, extra={"event": "stopped"})
+            delay_s: float | None = 0.0
+        else:
             delay_s = self._policy.after_exit(last.reason, last.ran_s)
             self._tell_exit(last, delay_s)
             if delay_s is None:
                 self.state = RunState.FAILED
-                return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), delay_s)
-            if not stop.is_set():
-                self._restarts[last.reason] += 1
-        self.state = RunState.ENDED
+        if self._held:
+            self.state = RunState.ENDED
+        return delay_s
+
+    async def _pause(self, delay_s: float | None, stop: asyncio.Event) -> None:
+        """Wait so long (None: for ever), unless somebody asks for something else before."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await _either(self._asked, stop)
+        if self._held:
+            await _either(self._asked, stop)
+
+    def start(self) -> None:
+        """On request: start it now, also one that was given up or waits."""
+        self._held = False
+        self._policy.in_a_row = 0
+        if self._process is None:
+            self._asked.set()
+
+    def stop(self) -> None:
+        """On request: stop it, and leave it so until somebody asks for it."""
+        self._held = True
+        self._asked.clear()
+        if self._process is None:
+            self.state = RunState.ENDED
+        self.order_stop(REQUESTED, signal.SIGTERM)
+
+    def restart(self) -> None:
+        """On request: stop it and start it at once."""
+        self.start()
+        self.order_stop(REQUESTED, signal.SIGTERM)
 
     async def _run_once(self, stop: asyncio.Event, ended: Callable[[int], None]) -> LastExit:
         """Start the process, wait for its end, and say how it ended."""
@@ -146,6 +199,7 @@ class Worker:
     def _take_stdout(self, line: str) -> None:
         if logs.is_line(line):
             self._sinks.write_line(line)
+            self._events.note_line(line)
         else:
             self.spec.log.write_line(logs.redact(line))
 
@@ -180,11 +234,11 @@ class Worker:
             return
         self._figures = table.read(self._process.pid)
         if self._figures is not None and self.state is RunState.RUNNING:
-            self._check_memory(self._figures.rss_bytes)
+            self._check_memory(self._figures.memory_bytes)
 
-    def _check_memory(self, rss_bytes: int) -> None:
-        name, used_mb = self.spec.name, rss_bytes / MB
-        verdict = self._memory.judge(rss_bytes)
+    def _check_memory(self, used_bytes: int) -> None:
+        name, used_mb = self.spec.name, used_bytes / MB
+        verdict = self._memory.judge(used_bytes)
         if verdict is MemoryVerdict.WARN:
             log.warning(
                 "%s uses %.0f MB, above its soft limit of %d MB; it runs on", name, used_mb, self.spec.soft_mb
@@ -218,7 +272,8 @@ class Worker:
 
     async def _kill_after_wait(self, process: asyncio.subprocess.Process) -> None:
         try:
-            await asyncio.wait_for(process.wait(), self.spec.restart.stop_wait_s)
+            async with asyncio.timeout(self.spec.restart.stop_wait_s):
+                await process.wait()
         except TimeoutError:
             log.error(
                 "%s did not stop within %g s; killing it", self.spec.name, self.spec.restart.stop_wait_s
@@ -235,6 +290,16 @@ class Worker:
         """SIGKILL to the process and whatever it started."""
         if self._process is not None and self._process.returncode is None:
             _kill_group(self._process.pid)
+
+
+async def _either(one: asyncio.Event, other: asyncio.Event) -> None:
+    """Wait for the first of two events."""
+    waiting = [asyncio.create_task(event.wait()) for event in (one, other)]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 def _kill_group(pid: int) -> None:

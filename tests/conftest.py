@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-for folder in ("..", "", "worker", "simulator"):
+for folder in ("..", "", "worker", "simulator", "vm"):
     sys.path.insert(0, str(Path(__file__).parent / folder))

@@ -12,14 +12,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "marketprism"
 
 # Room → the other rooms it may import. A room is a module or a package directly under marketprism/.
-_GROUND = {"events", "config", "book", "capture", "logs", "parent"}
+_GROUND = {"events", "config", "book", "capture", "logs", "journal", "notify", "parent"}
 MAY_IMPORT: dict[str, set[str]] = {
     "events": set(),
     "config": set(),
     "capture": set(),
     "parent": set(),
     "book": {"_book"},  # in C
-    "logs": {"parent"},
+    "journal": set(),
+    "notify": set(),
+    "logs": {"journal", "parent"},
     "venues": {"events", "book"},
     "worker": _GROUND | {"venues"},
     "storage": _GROUND | {"venues"},
@@ -27,7 +29,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": _GROUND - {"book", "capture"},
 }
 # These stand on top: they import what they like, and no room below imports them.
-TOP = {"__main__", "cli", "launcher", "quickstart", "record", "replay", "schemas", "supervisor", "tail"}
+TOP = {
+    "__main__",
+    "alert",
+    "cli",
+    "generator",
+    "launcher",
+    "quickstart",
+    "record",
+    "replay",
+    "schemas",
+    "supervisor",
+    "tail",
+}
 
 
 def _sources() -> list[Path]:
@@ -121,3 +135,10 @@ def test_function_lengths_are_told() -> None:
     print(
         f"functions: {len(lengths)}, median {statistics.median(lengths):.0f} lines, 95 % at most {percentile_95}"
     )
+
+
+@pytest.mark.parametrize("source", _sources(), ids=lambda source: str(source.relative_to(PACKAGE)))
+def test_no_cancellation_is_swallowed(source: Path) -> None:
+    """asyncio.wait_for does, before Python 3.12, when it comes together with the result: use asyncio.timeout."""
+    calls = [node for node in ast.walk(ast.parse(source.read_bytes())) if isinstance(node, ast.Attribute)]
+    assert [node.lineno for node in calls if node.attr == "wait_for"] == []

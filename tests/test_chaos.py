@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from chaos.explain import Fired, unexplained
-from chaos.judge import Verdict, judge
+from chaos.judge import Verdict, awaited, judge
 from chaos.liquidations import judge_liquidations
 from chaos.minimize import minimize
 from chaos.natsbox import nats_server
@@ -145,6 +145,42 @@ def test_a_told_hole_is_no_defect(truth: Truth) -> None:
     assert found.faults == []
     assert found.missing == 3
     assert len(found.gaps) == 2
+
+
+def test_a_told_hole_of_aggregates_is_counted_in_fills() -> None:
+    worker = "binance_derivatives"
+    fills, aggregates = TradeLog(3600), TradeLog(3600)
+    for n in range(1, 31):
+        fills.add(TradeRow(n, n, n, 105, n, T0_MS + n, BUY, 0))
+    for n in range(1, 16):  # 501 sums up 1 and 2
+        aggregates.add(TradeRow(500 + n, 2 * n - 1, 2 * n, 105, 4 * n - 1, T0_MS + 2 * n, BUY, 0))
+    truth = Truth()
+    book = BookLog(100, {100 * 2 + BID: 1, 110 * 2 + ASK: 5}, 3600)
+    truth.enter(Ledger(instrument(worker, NAME), book, fills, aggregates))
+    own = {"market_type": "perpetual"}
+    trades = [
+        trade(
+            500 + n,
+            first_trade_id=str(2 * n - 1),
+            last_trade_id=str(2 * n),
+            exchange_quantity=f"{(4 * n - 1) / 1000:.3f}",
+            price="1.05",
+            **own,
+        )
+        for n in (*range(3, 7), *range(10, 16))
+    ]
+    due = {(worker, NAME): range(1, 31)}
+
+    def held(*payloads: Payload) -> tuple[int, list[str]]:
+        messages = [("", json.dumps(one).encode()) for one in payloads]
+        return awaited(messages, due, truth), [
+            f for f in judge(messages, truth, due).faults if "missing" in f
+        ]
+
+    assert held(*trades, gap("trade", 506, 510, **own)) == (0, [])
+    left, faults = held(*trades, gap("trade", 506, 509, **own))
+    assert left == 2
+    assert ["2 trades missing without a word, first 17, last 18" in f for f in faults] == [True]
 
 
 LIQUIDATION = {"data_type": "liquidation", "side": "sell", "price": "1.2", "exchange_quantity": "3"}

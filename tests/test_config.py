@@ -192,6 +192,7 @@ CHANGES: list[tuple[str, str, Any, Any]] = [
     ("monitoring.bind_host", "bind_host", "0.0.0.0", "0.0.0.0"),
     ("monitoring.health_check.port", "health_port", 0, 0),
     ("monitoring.metrics.port", "metrics_port", 1234, 1234),
+    ("monitoring.actions_token_file", "actions_token_file", __file__, Path(__file__)),
     ("recording.enabled", "recording.enabled", True, True),
     ("recording.directory", "recording.directory", "/tmp/x", Path("/tmp/x")),
     ("recording.compression", "recording.compression", "gzip", "gzip"),

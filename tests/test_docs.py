@@ -283,7 +283,7 @@ def _strings() -> list[str]:
 def test_metrics_exist(name: str) -> None:
     source = "\n".join(_strings())
     for metric in re.findall(r"\bmarketprism_(\w+)", _text(name)):
-        base = re.sub(r"_(total|bucket|sum|count)$", "", metric) if metric != "data_count" else metric
+        base = re.sub(r"_(total|bucket|sum|count|info)$", "", metric) if metric != "data_count" else metric
         assert base in source or metric in source or base.removeprefix("process_") in source, (
             f"{name}: {metric}"
         )

@@ -137,7 +137,9 @@ def test_health_metrics_logs_and_graceful_stop(rig: Rig) -> None:
     status, text = rig.get("/health")
     body = json.loads(text)
     assert (status, body["status"], body["mode"]) == (200, "healthy", "multiprocess")
-    assert body["services"] == {"nats": {"status": "healthy"}}
+    assert body["services"] == {
+        name: {"status": "healthy", "count": 2} for name in ("nats", "websocket", "orderbook_manager")
+    }
     assert list(body["processes"]) == ["okx_spot", "binance_spot"]
     assert list(entry)[:4] == ["status", "cpu_percent", "memory_mb", "uptime_seconds"]
     assert entry["memory_mb"] > 5

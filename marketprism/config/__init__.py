@@ -6,7 +6,13 @@ with; `filter_config_by_exchange` cuts the plain document down to one exchange. 
 """
 
 from marketprism.config.document import ConfigError
-from marketprism.config.loading import Config, default_path, filter_config_by_exchange, load
+from marketprism.config.loading import (
+    Config,
+    default_path,
+    filter_config_by_exchange,
+    load,
+    load_what_is_right,
+)
 from marketprism.config.offers import DATA_TYPES, OFFERS, PUBLISHED_TYPES, Offer
 from marketprism.config.settings import (
     ExchangeSettings,
@@ -39,4 +45,5 @@ __all__ = [
     "default_path",
     "filter_config_by_exchange",
     "load",
+    "load_what_is_right",
 ]

@@ -359,6 +359,13 @@ EFFECTIVE = (
         "Port of /metrics; 0 is any free one.",
     ),
     Key(
+        "monitoring.actions_token_file",
+        kinds.readable_file(),
+        "Settings.actions_token_file",
+        "File with the token for orders to workers over HTTP; without one there are no such orders.",
+        "$CREDENTIALS_DIRECTORY/control.token if there is one",
+    ),
+    Key(
         "recording.enabled",
         flag(),
         "RecordingSettings.enabled",

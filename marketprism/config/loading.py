@@ -44,14 +44,28 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Config:
 
     `environ` stands in for the process's environment. Raises ConfigError with all problems of the file.
     """
+    config, problems = _read(path, os.environ if environ is None else environ)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def load_what_is_right(path: Path, environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """The settings with defaults in the place of all that is wrong, and what that is.
+
+    Raises ConfigError where nothing can be read.
+    """
+    config, problems = _read(path, environ)
+    return config.settings, problems
+
+
+def _read(path: Path, environ: Mapping[str, str]) -> tuple[Config, list[str]]:
     report = Report(path)
     document = read_document(path, report)
-    found = walk(document, report)
-    settings = _settings(found, os.environ if environ is None else environ, report)
+    settings = _settings(walk(document, report), environ, report)
     error = report.error()
-    if error is not None:
-        raise error
-    return Config(path=path, raw=document.plain(), settings=settings, warnings=report.warnings)
+    config = Config(path=path, raw=document.plain(), settings=settings, warnings=report.warnings)
+    return config, error.problems if error else []
 
 
 def filter_config_by_exchange(config: dict[str, Any], exchange: str) -> dict[str, Any]:
@@ -116,6 +130,7 @@ def _memory(name: str, default: MemoryLimits, found: Found, report: Report) -> M
         line = found.line(f"{path}.hard_mb") or found.line(path)
         text = f"expected more than soft_mb ({limits.soft_mb}), got {limits.hard_mb}"
         report.problem(line, f"{path}.hard_mb", text)
+        return default
     return limits
 
 

@@ -135,3 +135,4 @@ class Settings:
     bind_host: str = "127.0.0.1"
     health_port: int = 8087
     metrics_port: int = 9092
+    actions_token_file: Path | None = None

@@ -1,6 +1,7 @@
 """Is the data right, and who should know? The body of /health, from the workers' states and their metrics.
 
-A worker is healthy only while everything it reports is fresh and complete; `reasons` tells what is missing.
+A worker is healthy only while everything it reports is fresh and complete. `reasons` tells what is missing by
+fixed names, for programs; `explanations` tells the same in words.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from marketprism.control.metrics import LiveState, Readings
 from marketprism.control.processes import MB, Figures, LastExit, RunState, WorkerView
+from marketprism.control.shared import Readings
 
 Json = dict[str, Any]
 
@@ -63,17 +64,20 @@ class Findings:
 
     status: Status = Status.HEALTHY
     reasons: list[str] = field(default_factory=list)
+    explanations: list[str] = field(default_factory=list)
 
-    def add(self, status: Status, reason: str) -> None:
-        """Note `reason`; the worst status stays."""
+    def add(self, status: Status, reason: str, words: str) -> None:
+        """Note `reason`, and the same in `words`; the worst status stays."""
         self.status = max(self.status, status)
         self.reasons.append(reason)
+        self.explanations.append(words)
 
 
 @dataclass(frozen=True, slots=True)
 class ExchangeReport:
-    """One exchange's figures at one moment; None: the worker has not said."""
+    """One exchange's figures at one moment; None: the worker has not said. `heartbeat_s` is Unix time."""
 
+    heartbeat_s: float | None
     heartbeat_age_s: float | None
     live_books: int
     expected_books: int
@@ -84,7 +88,9 @@ class ExchangeReport:
     nats_connected: bool | None
     soft_exceeded: bool
     data_age_s: Mapping[str, float]
+    expected_data: frozenset[str]
     gaps: int
+    gaps_last_hour: int
     audits: Mapping[str, int]  # by result
     messages_per_second: float
 
@@ -103,6 +109,7 @@ def report_of(readings: Readings, exchange: str, now_s: float) -> ExchangeReport
     audits = readings.by_label("marketprism_book_audits_total", exchange, "result")
     nats = value("nats_connected")
     return ExchangeReport(
+        heartbeat_s=value("worker_heartbeat_timestamp_seconds") or None,
         heartbeat_age_s=age("worker_heartbeat_timestamp_seconds"),
         live_books=int(value("live_books") or 0),
         expected_books=int(value("expected_books") or 0),
@@ -113,7 +120,9 @@ def report_of(readings: Readings, exchange: str, now_s: float) -> ExchangeReport
         nats_connected=None if nats is None else nats > 0,
         soft_exceeded=bool(value("memory_soft_exceeded")),
         data_age_s={kind: max(0.0, now_s - at_s) for kind, at_s in sorted(last_data.items()) if at_s},
+        expected_data=frozenset(readings.by_label("marketprism_data_expected", exchange, "data_type")),
         gaps=int(readings.total("marketprism_gaps_total", exchange)),
+        gaps_last_hour=readings.gaps_last_hour.get(exchange, 0),
         audits={result: int(count) for result, count in sorted(audits.items())},
         messages_per_second=readings.messages_per_second.get(exchange, 0.0),
     )
@@ -123,82 +132,101 @@ def assess(worker: WorkerView, report: ExchangeReport, rules: HealthRules) -> Fi
     """Judge one exchange of one worker."""
     found = Findings()
     if worker.state is RunState.WAITING and worker.last_exit is None:
-        found.add(Status.DEGRADED, "starting")
+        found.add(Status.DEGRADED, "starting", "about to be started")
         return found
     if worker.state is not RunState.RUNNING:
-        found.add(Status.UNHEALTHY, _not_running(worker))
+        found.add(Status.UNHEALTHY, *_not_running(worker))
         return found
     _assess_heartbeat(found, worker, report, rules)
     if report.heartbeat_age_s is not None:
         _assess_feed(found, worker, report, rules)
-        _assess_data(found, report, rules)
-    if report.soft_exceeded or (worker.figures and worker.figures.rss_bytes > worker.soft_mb * MB):
-        found.add(Status.DEGRADED, "memory_soft")
+        _assess_data(found, worker, report, rules)
+    used_bytes = worker.figures.memory_bytes if worker.figures else 0
+    if report.soft_exceeded or 0 < worker.soft_mb * MB < used_bytes:
+        words = f"uses {used_bytes / MB:.0f} MB, soft limit {worker.soft_mb} MB"
+        found.add(Status.DEGRADED, "memory_soft", words)
     return found
 
 
-def _not_running(worker: WorkerView) -> str:
+def _not_running(worker: WorkerView) -> tuple[str, str]:
+    ended = f"ended ({worker.last_exit.reason})" if worker.last_exit else "does not run"
     if worker.state is RunState.FAILED:
-        return "bad_configuration" if worker.last_exit and worker.last_exit.reason == "config" else "given_up"
-    return "restarting" if worker.state is RunState.WAITING else "not_running"
+        if worker.last_exit and worker.last_exit.reason == "config":
+            return "bad_configuration", "cannot run as configured; see: marketprism check-config"
+        return "given_up", f"{ended} and is not started again by itself"
+    if worker.state is RunState.WAITING:
+        return "restarting", f"{ended}, is about to be started again"
+    return "not_running", "is being stopped" if worker.state is RunState.STOPPING else "is stopped"
 
 
 def _assess_heartbeat(
     found: Findings, worker: WorkerView, report: ExchangeReport, rules: HealthRules
 ) -> None:
     if worker.figures and worker.figures.frozen:
-        found.add(Status.UNHEALTHY, "frozen")
+        found.add(Status.UNHEALTHY, "frozen", "the process is stopped by a signal")
     elif report.heartbeat_age_s is None:
-        late = worker.uptime_s > rules.start_grace_s
-        found.add(Status.UNHEALTHY if late else Status.DEGRADED, "no_heartbeat" if late else "starting")
+        if worker.uptime_s > rules.start_grace_s:
+            words = f"no sign of life {worker.uptime_s:.0f} s after its start"
+            found.add(Status.UNHEALTHY, "no_heartbeat", words)
+        else:
+            found.add(Status.DEGRADED, "starting", "has not begun to collect yet")
     elif worker.figures is None or report.heartbeat_age_s > rules.stuck_s:
-        found.add(Status.UNHEALTHY, "stuck")
+        found.add(Status.UNHEALTHY, "stuck", f"its loop last turned {report.heartbeat_age_s:.1f} s ago")
 
 
 def _assess_feed(found: Findings, worker: WorkerView, report: ExchangeReport, rules: HealthRules) -> None:
     nothing_at_all = Status.DEGRADED if worker.uptime_s < rules.start_grace_s else Status.UNHEALTHY
     if report.sockets < report.expected_sockets:
-        found.add(Status.DEGRADED if report.sockets else nothing_at_all, "websocket_down")
+        words = f"{report.sockets} of {report.expected_sockets} websockets connected"
+        found.add(Status.DEGRADED if report.sockets else nothing_at_all, "websocket_down", words)
     if report.missing_channels:
-        found.add(Status.DEGRADED, "channels_missing")
+        words = f"{report.missing_channels} channels not subscribed by the exchange"
+        found.add(Status.DEGRADED, "channels_missing", words)
     if report.live_books < report.expected_books:
-        found.add(Status.DEGRADED if report.live_books else nothing_at_all, "books_not_live")
+        words = f"{report.live_books} of {report.expected_books} books live"
+        found.add(Status.DEGRADED if report.live_books else nothing_at_all, "books_not_live", words)
     elif report.expected_books and report.book_age_s is not None and report.book_age_s > rules.book_stale_s:
-        found.add(Status.DEGRADED, "books_stale")
-    if not report.nats_connected:
-        found.add(
-            Status.UNHEALTHY if report.nats_connected is False else Status.DEGRADED, "nats_disconnected"
-        )
+        found.add(Status.DEGRADED, "books_stale", f"a book was last heard of {report.book_age_s:.0f} s ago")
+    if report.nats_connected is False:
+        found.add(Status.UNHEALTHY, "nats_disconnected", "messages do not flow to NATS")
+    elif report.nats_connected is None:
+        found.add(Status.DEGRADED, "nats_disconnected", "has not said whether NATS is connected")
 
 
-def _assess_data(found: Findings, report: ExchangeReport, rules: HealthRules) -> None:
-    for kind, age_s in report.data_age_s.items():
+def _assess_data(found: Findings, worker: WorkerView, report: ExchangeReport, rules: HealthRules) -> None:
+    never = dict.fromkeys(report.expected_data, worker.uptime_s)
+    for kind, age_s in sorted((never | dict(report.data_age_s)).items()):
         if age_s > rules.data_stale_s.get(kind, float("inf")):
-            found.add(Status.DEGRADED, f"stale_{kind}")
+            found.add(Status.DEGRADED, f"stale_{kind}", f"no {kind} published for {age_s:.0f} s")
 
 
 def process_entry(worker: WorkerView, report: ExchangeReport, found: Findings) -> Json:
     """One entry of `processes`: the four compatible fields first."""
-    figures = worker.figures or Figures(0.0, 0, frozen=False)
+    figures = worker.figures or Figures(0.0, 0)
     return {
         "status": found.status.word,
         "cpu_percent": round(figures.cpu_percent, 1),
-        "memory_mb": round(figures.rss_bytes / MB, 1),
+        "memory_mb": round(figures.memory_bytes / MB, 1),
         "uptime_seconds": int(worker.uptime_s),
+        "services": {name: {"status": word.word} for name, word in services(report).items()},
+        "timestamp": report.heartbeat_s,
         "reasons": found.reasons,
+        "explanations": found.explanations,
         "state": worker.state.value,
+        "says": worker.said,
         "process": worker.name,
         "pid": worker.pid,
         "restarts": sum(worker.restarts.values()),
         "last_exit": _exit_entry(worker.last_exit),
-        "memory_soft_mb": worker.soft_mb,
-        "memory_hard_mb": worker.hard_mb,
+        "memory_soft_mb": worker.soft_mb or None,
+        "memory_hard_mb": worker.hard_mb or None,
         "live_books": report.live_books,
         "expected_books": report.expected_books,
         "websockets": report.sockets,
         "expected_websockets": report.expected_sockets,
         "missing_channels": report.missing_channels,
         "gaps": report.gaps,
+        "gaps_last_hour": report.gaps_last_hour,
         "audits": dict(report.audits),
         "messages_per_second": round(report.messages_per_second, 1),
         "data_age_s": {kind: round(age_s, 1) for kind, age_s in report.data_age_s.items()},
@@ -218,60 +246,106 @@ def _exit_entry(last: LastExit | None) -> Json | None:
     }
 
 
-def nats_status(connected: Iterable[bool | None]) -> str:
-    """The bus as the workers see it: every one must be connected to call it healthy."""
-    known = [value for value in connected if value is not None]
-    if not known:
+def services(report: ExchangeReport) -> dict[str, Status]:
+    """What a worker stands on, by the earlier system's names; one it has not told of is missing."""
+    found: dict[str, Status] = {}
+    if report.nats_connected is not None:
+        found["nats"] = Status.HEALTHY if report.nats_connected else Status.UNHEALTHY
+    for name, there, expected in (
+        ("websocket", report.sockets, report.expected_sockets),
+        ("orderbook_manager", report.live_books, report.expected_books),
+    ):
+        if expected:
+            found[name] = (
+                Status.HEALTHY if there >= expected else Status.DEGRADED if there else Status.UNHEALTHY
+            )
+    return found
+
+
+def services_entry(by_exchange: Iterable[Mapping[str, Status]]) -> dict[str, Json]:
+    """The services of the whole: healthy or unhealthy where all workers say so, else degraded.
+
+    `count`: how many workers told of it. NATS is always named, "unknown" while nobody has told.
+    """
+    told: dict[str, list[Status]] = {"nats": []}
+    for found in by_exchange:
+        for name, status in found.items():
+            told.setdefault(name, []).append(status)
+    return {name: {"status": _together(found), "count": len(found)} for name, found in told.items()}
+
+
+def _together(found: list[Status]) -> str:
+    if not found:
         return "unknown"
-    if all(known):
-        return "healthy"
-    return "degraded" if any(known) else "unhealthy"
+    return (found[0] if len(set(found)) == 1 else Status.DEGRADED).word
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """All exchanges judged. `entries` is what `processes` shows, by exchange."""
+    """All exchanges judged. `entries` is what `processes` shows, by exchange; `services` likewise."""
 
     status: Status
     entries: Mapping[str, Json]
-    nats: str
+    services: Mapping[str, Json]
+    reasons: list[str]
 
     def statuses(self) -> dict[str, str]:
         """Exchange → status word."""
         return {exchange: str(entry["status"]) for exchange, entry in self.entries.items()}
 
 
-def judge(workers: Iterable[WorkerView], readings: Readings, rules: HealthRules, now_s: float) -> Health:
-    """Judge all workers at Unix time `now_s`; the whole is as ill as its illest part."""
+def judge(
+    workers: Iterable[WorkerView], readings: Readings, rules: HealthRules, now_s: float, trouble: str = ""
+) -> Health:
+    """Judge all workers at Unix time `now_s`; the whole is as ill as its illest part.
+
+    `trouble`: why the workers' states may be out of date, in words, or "".
+    """
     entries: dict[str, Json] = {}
-    overall = Status.HEALTHY
-    connected: list[bool | None] = []
+    found_services: list[dict[str, Status]] = []
+    overall = Status.DEGRADED if trouble else Status.HEALTHY
+    reasons = [trouble] if trouble else []
     for worker in workers:
         for exchange in worker.exchanges:
             report = report_of(readings, exchange, now_s)
             found = assess(worker, report, rules)
             entries[exchange] = process_entry(worker, report, found)
             overall = max(overall, found.status)
-            connected.append(report.nats_connected)
-    return Health(overall, entries, nats_status(connected))
+            reasons += [f"{exchange}: {words}" for words in found.explanations]
+            found_services.append(services(report))
+    if not entries:
+        overall, reasons = Status.UNHEALTHY, [*reasons, "there is no worker"]
+    return Health(overall, entries, services_entry(found_services), reasons)
 
 
-def body(health: Health, state: LiveState, version: str, mode: str, now_s: float) -> Json:
-    """The whole answer of /health. `mode`: multiprocess or single."""
-    figures = [worker.figures for worker in state.workers if worker.figures] + [state.own_figures]
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What is served beside the workers. `name`: of the process that serves; `mode`: multiprocess or single."""
+
+    name: str
+    mode: str
+    version: str
+    uptime_s: float
+    own_figures: Figures
+
+
+def body(health: Health, workers: Iterable[WorkerView], whole: Whole, now_s: float) -> Json:
+    """The whole answer of /health."""
+    figures = [worker.figures for worker in workers if worker.figures] + [whole.own_figures]
     return {
         "status": health.status.word,
-        "uptime_seconds": int(state.uptime_s),
-        "mode": mode,
+        "uptime_seconds": int(whole.uptime_s),
+        "mode": whole.mode,
         "processes": health.entries,
-        "services": {"nats": {"status": health.nats}},
+        "services": health.services,
+        "reasons": health.reasons,
         "timestamp": round(now_s, 3),
-        "version": version,
+        "version": whole.version,
         "summary": {
             "total_processes": len(health.entries),
             "healthy_processes": sum(word == "healthy" for word in health.statuses().values()),
             "total_cpu_percent": round(sum(found.cpu_percent for found in figures), 1),
-            "total_memory_mb": round(sum(found.rss_bytes for found in figures) / MB, 1),
-            "launcher_memory_mb": round(state.own_figures.rss_bytes / MB, 1),
+            "total_memory_mb": round(sum(found.memory_bytes for found in figures) / MB, 1),
+            f"{whole.name}_memory_mb": round(whole.own_figures.memory_bytes / MB, 1),
         },
     }

@@ -1,173 +1,98 @@
-"""The workers' shared metrics files, read for /health and /metrics, and live figures of the processes."""
+"""What /metrics says: the workers' own figures, and those of their processes, made anew at every scrape."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import struct
-import time
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+import psutil
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
+from marketprism.control import earlier
+from marketprism.control.health import Health, Whole
 from marketprism.control.processes import MB, Figures, WorkerView
-from marketprism.logs import RateLimitedLog
+from marketprism.control.restarts import REASONS
+from marketprism.control.shared import SharedMetrics, unit_of
 
 STATUSES = ("healthy", "degraded", "unhealthy")
 
-_READ_AT_MOST_EVERY_S = 0.5
-_RATE_WINDOW_S = 10.0
-_MESSAGES = "marketprism_websocket_messages_received_total"
-
-_DAMAGED = (RuntimeError, ValueError, struct.error)  # what prometheus-client raises, JSON and UTF-8 included
-_log = RateLimitedLog(logging.getLogger(__name__))
-
-Labels = tuple[tuple[str, str], ...]
+_REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Readings:
-    """One reading of all workers' metrics. A sample nobody wrote is None, never 0."""
+class Totals:
+    """Counters that never fall, from readings that begin anew with every process."""
 
-    samples: Mapping[str, Mapping[Labels, float]]
-    messages_per_second: Mapping[str, float]
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, ...], float] = {}
+        self._last: dict[tuple[str, ...], float] = {}
 
-    def value(self, name: str, exchange: str) -> float | None:
-        """The sample of `name` whose only label is this exchange."""
-        return self.samples.get(name, {}).get((("exchange", exchange),))
+    def note(self, key: tuple[str, ...], reading: float) -> None:
+        """`reading` of `key` now; a smaller one than before is of a new process."""
+        last = self._last.get(key, 0.0)
+        grown = reading - last if reading >= last else reading
+        self.values[key] = self.values.get(key, 0.0) + grown
+        self._last[key] = reading
 
-    def total(self, name: str, exchange: str) -> float:
-        """Sum over all samples of `name` of this exchange, whatever their other labels."""
-        return sum(
-            value for labels, value in self.samples.get(name, {}).items() if ("exchange", exchange) in labels
+    def family(self, name: str, text: str, labels: list[str], unit: str = "") -> Metric:
+        """All of it as one counter."""
+        family = CounterMetricFamily(name, text, labels=labels, unit=unit)
+        for key, value in self.values.items():
+            family.add_metric(list(key), value)
+        return family
+
+
+@dataclass(slots=True)
+class Requests:
+    """How long our own answers took, by path and method."""
+
+    _buckets: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    _sums_s: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def note(self, endpoint: str, method: str, took_s: float) -> None:
+        """One answer; `endpoint` is the route's pattern, so that nobody can make up new ones."""
+        key = (endpoint, method)
+        buckets = self._buckets.setdefault(key, [0] * (len(_REQUEST_BUCKETS_S) + 1))
+        buckets[bisect_left(_REQUEST_BUCKETS_S, took_s)] += 1
+        self._sums_s[key] = self._sums_s.get(key, 0.0) + took_s
+
+    def family(self) -> Metric:
+        """As a histogram."""
+        family = HistogramMetricFamily(
+            "marketprism_request_duration_seconds",
+            "How long an answer of the control plane took.",
+            labels=["endpoint", "method"],
+            unit="seconds",
         )
-
-    def by_label(self, name: str, exchange: str, label: str) -> dict[str, float]:
-        """`label`'s value → sample, for this exchange."""
-        found: dict[str, float] = {}
-        for labels, value in self.samples.get(name, {}).items():
-            as_dict = dict(labels)
-            if as_dict.get("exchange") == exchange and label in as_dict:
-                found[as_dict[label]] = value
-        return found
-
-
-class SharedMetrics:
-    """The directory of prometheus-client's multiprocess files."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._families: list[Metric] = []
-        self._readings = Readings({}, {})
-        self._read_at_s = float("-inf")
-        self._message_counts: deque[tuple[float, dict[str, float]]] = deque()
-
-    def clear(self) -> None:
-        """Make the directory and remove the files of an earlier run. Raises OSError."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for file in self._directory.glob("*.db"):
-            file.unlink()
-
-    def retire(self, pid: int) -> None:
-        """After a worker ended: forget its gauges, and keep its counts in one file for all the dead.
-
-        Without this, counters would either fall at a restart or leave two more files to read at every one.
-        """
-        mark_process_dead(pid, str(self._directory))  # type: ignore[no-untyped-call]
-        for kind in ("counter", "histogram"):
-            file = self._directory / f"{kind}_{pid}.db"
-            if file.exists():
-                _add_up(file, self._directory / f"{kind}_0.db")
-                file.unlink()
-        self._read_at_s = float("-inf")
-
-    def read(self) -> Readings:
-        """What the workers last wrote, at most half a second old."""
-        self._refresh()
-        return self._readings
-
-    def collect(self) -> Iterable[Metric]:
-        """The metric families, for a registry."""
-        self._refresh()
-        return self._families
-
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._read_at_s < _READ_AT_MOST_EVERY_S:
-            return
-        self._read_at_s = now
-        # A file just made is empty for a moment, and the library cannot read it then.
-        files = [str(file) for file in self._directory.glob("*.db") if _size(file)]
-        self._families = _merge(files)
-        samples: dict[str, dict[Labels, float]] = {}
-        for family in self._families:
-            for sample in family.samples:
-                samples.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
-        self._readings = Readings(samples, self._rates(now, samples.get(_MESSAGES, {})))
-
-    def _rates(self, now: float, counts: Mapping[Labels, float]) -> dict[str, float]:
-        current = {dict(labels).get("exchange", ""): value for labels, value in counts.items()}
-        self._message_counts.append((now, current))
-        while now - self._message_counts[0][0] > _RATE_WINDOW_S and len(self._message_counts) > 2:
-            self._message_counts.popleft()
-        first_s, first = self._message_counts[0]
-        elapsed = now - first_s
-        if elapsed <= 0:
-            return {}
-        return {exchange: (value - first.get(exchange, 0.0)) / elapsed for exchange, value in current.items()}
-
-
-def _merge(files: list[str]) -> list[Metric]:
-    """All files together; a damaged one costs only its own figures."""
-    try:
-        return list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
-    except _DAMAGED:
-        whole = [file for file in files if _is_whole(file)]
-        return list(MultiProcessCollector.merge(whole))  # type: ignore[no-untyped-call]
-
-
-def _is_whole(file: str) -> bool:
-    try:
-        MultiProcessCollector.merge([file])  # type: ignore[no-untyped-call]
-    except _DAMAGED:
-        _log.error(
-            "damaged", "metrics file %s is damaged; its figures are missing until its worker restarts", file
-        )
-        return False
-    return True
-
-
-def _size(file: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):
-        return file.stat().st_size
-    return 0
-
-
-def _add_up(source: Path, target: Path) -> None:
-    """Add every value in `source` to the same key in `target`."""
-    if not _size(source):
-        return
-    sums = MmapedDict(str(target))  # type: ignore[no-untyped-call]
-    for key, value, _, _ in MmapedDict.read_all_values_from_file(str(source)):  # type: ignore[no-untyped-call]
-        sums.write_value(key, sums.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
-    sums.close()  # type: ignore[no-untyped-call]
+        bounds = [*(str(bound) for bound in _REQUEST_BUCKETS_S), "+Inf"]
+        for key, counts in self._buckets.items():
+            so_far = [sum(counts[: n + 1]) for n in range(len(counts))]
+            family.add_metric(list(key), list(zip(bounds, so_far, strict=True)), self._sums_s[key])
+        return family
 
 
 @dataclass(frozen=True, slots=True)
 class LiveState:
-    """What the supervisor knows at this moment. `statuses`: exchange → healthy, degraded or unhealthy."""
+    """What the supervisor knows at this moment.
+
+    `cpu_seconds`: by process, over all its restarts. `more`: what only this supervisor knows.
+    """
 
     workers: tuple[WorkerView, ...]
-    statuses: Mapping[str, str]
-    own_figures: Figures
-    uptime_s: float
+    health: Health
+    whole: Whole
+    cpu_seconds: Totals
+    requests: Requests
+    more: Iterable[Metric]
 
 
 class LiveMetrics:
@@ -180,72 +105,123 @@ class LiveMetrics:
         """The families, for a registry."""
         state = self._state()
         figures = _figures(state)
-        yield GaugeMetricFamily(
-            "marketprism_cpu_usage_percent",
-            "CPU of all MarketPrism collector processes together, percent of one core",
-            sum(found.cpu_percent for found in figures.values()),
+        yield InfoMetricFamily(
+            "marketprism_system",
+            "What this collector is.",
+            {"version": state.whole.version, "mode": state.whole.mode},
         )
-        yield GaugeMetricFamily(
-            "marketprism_memory_usage_bytes",
-            "Resident memory of all MarketPrism collector processes together",
-            sum(found.rss_bytes for found in figures.values()),
+        yield from _sums(state, figures)
+        yield from _by_process(state, figures)
+        yield state.cpu_seconds.family(
+            "marketprism_process_cpu_seconds", "CPU time used, restarts included.", ["process"], "seconds"
         )
-        yield GaugeMetricFamily(
-            "marketprism_uptime_seconds", "Seconds since the control plane started", state.uptime_s
-        )
-        yield _per_process(
-            "cpu_percent",
-            "CPU of the process, percent of one core",
-            {name: found.cpu_percent for name, found in figures.items()},
-        )
-        yield _per_process(
-            "memory_mb",
-            "Resident memory of the process, MB of 1048576 bytes",
-            {name: found.rss_bytes / MB for name, found in figures.items()},
-        )
-        yield _per_process(
-            "uptime_seconds",
-            "Seconds since the process started, 0 while it does not run",
-            {"launcher": state.uptime_s} | {worker.name: worker.uptime_s for worker in state.workers},
-        )
-        yield _statuses(state)
+        yield from _judged(state.health)
         yield _restarts(state)
+        yield state.requests.family()
+        yield from state.more
+
+
+def _sums(state: LiveState, figures: Mapping[str, Figures]) -> Iterable[Metric]:
+    memory_bytes = sum(found.memory_bytes for found in figures.values())
+    yield _gauge(
+        "cpu_usage_percent",
+        "CPU of all MarketPrism collector processes together, percent of one core.",
+        sum(found.cpu_percent for found in figures.values()),
+    )
+    yield _gauge(
+        "memory_usage_bytes", "Memory of all MarketPrism collector processes together.", memory_bytes
+    )
+    yield _gauge(
+        "memory_usage_percent",
+        "Memory of all MarketPrism collector processes together, percent of the machine's.",
+        100.0 * memory_bytes / psutil.virtual_memory().total,
+    )
+    yield _gauge("uptime_seconds", "Seconds since the control plane started.", state.whole.uptime_s)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"marketprism_{name}", text, value, unit=unit_of(name))
+
+
+def _by_process(state: LiveState, figures: Mapping[str, Figures]) -> Iterable[Metric]:
+    workers = {worker.name: worker for worker in state.workers}
+    yield _per_process(
+        "process_cpu_percent",
+        "CPU of the process, percent of one core.",
+        {name: found.cpu_percent for name, found in figures.items()},
+    )
+    yield _per_process(
+        "process_memory_mb",
+        "Memory of the process, MB of 1048576 bytes.",
+        {name: found.memory_bytes / MB for name, found in figures.items()},
+    )
+    yield _per_process(
+        "process_uptime_seconds",
+        "Seconds since the process started, 0 while it does not run.",
+        {state.whole.name: state.whole.uptime_s} | {name: found.uptime_s for name, found in workers.items()},
+    )
+    yield _per_process(
+        "thread_count", "Threads of the process.", {name: found.threads for name, found in figures.items()}
+    )
+    yield _per_process(
+        "process_memory_soft_limit_bytes",
+        "Above it the process is told of, and runs on.",
+        {name: found.soft_mb * MB for name, found in workers.items() if found.soft_mb},
+    )
+    yield _per_process(
+        "process_memory_hard_limit_bytes",
+        "Near it the process stops itself and is started again.",
+        {name: found.hard_mb * MB for name, found in workers.items() if found.hard_mb},
+    )
 
 
 def _figures(state: LiveState) -> dict[str, Figures]:
-    return {"launcher": state.own_figures} | {
-        worker.name: worker.figures or Figures(0.0, 0, frozen=False) for worker in state.workers
+    return {state.whole.name: state.whole.own_figures} | {
+        worker.name: worker.figures or Figures(0.0, 0) for worker in state.workers
     }
 
 
 def _per_process(name: str, text: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(f"marketprism_process_{name}", text, labels=["process"])
+    family = GaugeMetricFamily(f"marketprism_{name}", text, labels=["process"], unit=unit_of(name))
     for process, value in values.items():
         family.add_metric([process], value)
     return family
 
 
-def _statuses(state: LiveState) -> Metric:
-    family = GaugeMetricFamily(
+def _judged(health: Health) -> Iterable[Metric]:
+    whole = GaugeMetricFamily(
+        "marketprism_collector_status",
+        "1 for the status that /health gives the whole collector, 0 for the others.",
+        labels=["status"],
+    )
+    processes = GaugeMetricFamily(
         "marketprism_process_status",
-        "1 for the status the worker has, 0 for the others",
+        "1 for the status the worker has, 0 for the others.",
         labels=["process", "status"],
     )
-    for process, status in state.statuses.items():
-        for candidate in STATUSES:
-            family.add_metric([process, candidate], float(candidate == status))
-    return family
+    for status in STATUSES:
+        whole.add_metric([status], float(status == health.status.word))
+        for process, found in health.statuses().items():
+            processes.add_metric([process, status], float(status == found))
+    yield whole
+    yield processes
+    gaps = GaugeMetricFamily(
+        "marketprism_gaps_last_hour", "Gaps published in the hour before.", labels=["exchange"]
+    )
+    for exchange, entry in health.entries.items():
+        gaps.add_metric([exchange], entry["gaps_last_hour"])
+    yield gaps
 
 
 def _restarts(state: LiveState) -> Metric:
     family = CounterMetricFamily(
         "marketprism_process_restarts",
-        "Starts of the worker after the first, by cause",
+        "Starts of the worker after the first, by cause.",
         labels=["process", "reason"],
     )
     for worker in state.workers:
-        for reason, count in worker.restarts.items():
-            family.add_metric([worker.name, reason], count)
+        for reason in REASONS:  # all of them from the start: a rate does not see a series begin
+            family.add_metric([worker.name, reason], worker.restarts.get(reason, 0))
     return family
 
 
@@ -254,10 +230,20 @@ class Exposition:
 
     def __init__(self, shared: SharedMetrics, live: LiveMetrics) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
+        self._shared = shared
         self._registry.register(shared)
+        self._registry.register(self)
         self._registry.register(live)
+        for own in (ProcessCollector, PlatformCollector, GCCollector):
+            own(registry=self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """The earlier system's names for what the workers say."""
+        return earlier.families(self._shared.read())
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """(body, content type): OpenMetrics when the Accept header asks for it, else Prometheus text."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        # prometheus-client's own choice fails on a version that is no number, and claims any that is one.
+        if "application/openmetrics-text" in accept:
+            return openmetrics.generate_latest(self._registry), openmetrics.CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
+        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4

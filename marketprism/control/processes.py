@@ -1,6 +1,7 @@
 """Processes as the kernel's process table shows them: the stand-in for systemd and cgroups.
 
 Memory is the resident set size (RSS, as in `ps`, shared library pages included), CPU is percent of one core.
+Figures of a cgroup (cgroups.py) have the same form, with the working set as their memory.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ class Figures:
     """One reading of one process. `frozen`: stopped by a signal (SIGSTOP) or a tracer."""
 
     cpu_percent: float
-    rss_bytes: int
-    frozen: bool
+    memory_bytes: int
+    frozen: bool = False
+    cpu_seconds: float = 0.0  # since the process began
+    threads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LastExit:
-    """How a worker ended last. `words`: the last thing it printed on standard error, or ""."""
+    """How a worker ended last. `code`: negative for a signal. `words`: the last thing it said about it, or ""."""
 
     reason: str
     code: int | None
@@ -49,7 +52,10 @@ class LastExit:
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A worker as its supervisor sees it; `exchanges` has several names in single-process mode only."""
+    """A worker as its supervisor sees it; `exchanges` has several names in single-process mode only.
+
+    `soft_mb`, `hard_mb`: 0 where there is no limit. `said`: its own line for systemd, or "".
+    """
 
     name: str
     exchanges: tuple[str, ...]
@@ -61,16 +67,23 @@ class WorkerView:
     soft_mb: int
     hard_mb: int
     figures: Figures | None
+    said: str = ""
 
 
 @dataclass(slots=True)
-class _Tracked:
-    process: psutil.Process
+class CpuMeter:
+    """Percent of one core, from CPU seconds read now and then."""
+
     window_start_s: float
     window_cpu_s: float
     cpu_percent: float = 0.0
 
-    def update_cpu(self, cpu_s: float) -> float:
+    @classmethod
+    def begin(cls, cpu_s: float) -> CpuMeter:
+        """Start at `cpu_s` seconds used."""
+        return cls(time.monotonic(), cpu_s)
+
+    def update(self, cpu_s: float) -> float:
         """CPU over windows of about two seconds, so that frequent readings do not jump."""
         elapsed = time.monotonic() - self.window_start_s
         if elapsed >= _CPU_WINDOW_S or self.cpu_percent == 0.0 < elapsed:
@@ -79,6 +92,12 @@ class _Tracked:
             self.window_start_s += elapsed
             self.window_cpu_s = cpu_s
         return self.cpu_percent
+
+
+@dataclass(slots=True)
+class _Tracked:
+    process: psutil.Process
+    cpu: CpuMeter
 
 
 @dataclass(slots=True)
@@ -95,11 +114,13 @@ class ProcessTable:
                 status = tracked.process.status()
                 times = tracked.process.cpu_times()
                 rss_bytes = tracked.process.memory_info().rss
+                threads = tracked.process.num_threads()
         except psutil.NoSuchProcess:
             self.forget(pid)
             return None
-        cpu_percent = tracked.update_cpu(times.user + times.system)
-        return Figures(cpu_percent, rss_bytes, status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP))
+        cpu_s = times.user + times.system
+        frozen = status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        return Figures(tracked.cpu.update(cpu_s), rss_bytes, frozen, cpu_s, threads)
 
     def forget(self, pid: int) -> None:
         """Drop what is remembered of an ended process, because pids are used again."""
@@ -108,7 +129,7 @@ class ProcessTable:
     def _track(self, pid: int) -> _Tracked:
         process = psutil.Process(pid)
         times = process.cpu_times()
-        tracked = self._tracked[pid] = _Tracked(process, time.monotonic(), times.user + times.system)
+        tracked = self._tracked[pid] = _Tracked(process, CpuMeter.begin(times.user + times.system))
         return tracked
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 EX_TEMPFAIL = 75  # sysexits.h; a worker that drained itself at its hard memory limit
 EX_CONFIG = 78  # sysexits.h; a worker that cannot run with this configuration
 
-REASONS = ("exit", "error", "signal", "memory", "watchdog", "spawn")
+REQUESTED = "request"  # somebody asked for its stop or restart
+REASONS = ("exit", "error", "signal", "memory", "oom", "watchdog", "timeout", "spawn", REQUESTED)
 
 
 @dataclass(frozen=True, slots=True)

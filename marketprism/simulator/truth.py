@@ -323,6 +323,11 @@ class Truth:
         ledger = self._ledger(worker, instrument)
         return [_record(ledger.instrument, row) for row in ledger.aggregates.rows()]
 
+    def summed_up(self, worker: str, instrument: str, before: int, after: int) -> range:
+        """The numbers of the fills that the aggregates between two numbers of aggregates sum up."""
+        rows = [r for r in self._ledger(worker, instrument).aggregates.rows() if before < r.id < after]
+        return range(rows[0].first_id, rows[-1].last_id + 1) if rows else range(0)
+
     def liquidations(self, worker: str, instrument: str) -> list[LiquidationRecord]:
         """Liquidations put on the exchange's liquidation channel (Deribit: forced trades)."""
         return list(self._ledger(worker, instrument).liquidations)

@@ -10,9 +10,11 @@ Each returns what came of it, in order: events to publish, requests to carry out
 nanoseconds since the epoch and may step back a little; `conn` names one connection and is never used again.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import count
 from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -211,6 +213,28 @@ def chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
+def place(names: Iterable[str], places: Mapping[str, str], socket: str, room: int) -> dict[str, str]:
+    """Each name's socket of those called `socket`, `socket-2` …, of which each has `room` for so many.
+
+    `places` holds where names have been so far: they stay there, and the others go to the first that has room. Names
+    on other sockets are kept.
+    """
+    names = list(names)
+    numbered = (socket if n == 0 else f"{socket}-{n + 1}" for n in count())
+    ours = {name: at for name in names if (at := places.get(name))}
+    others = {name: at for name, at in places.items() if at.split("-")[0] != socket}
+    load = Counter(ours.values())
+    at = next(numbered)
+    for name in names:
+        if name in ours:
+            continue
+        while load[at] >= room:
+            at = next(numbered)
+        ours[name] = at
+        load[at] += 1
+    return others | ours
+
+
 def elapsed(now_ns: int, since_ns: int, period_ns: int) -> bool:
     """Whether `period_ns` has passed; a clock that stepped back counts as passed, so that no timer hangs."""
     return not 0 <= now_ns - since_ns < period_ns
@@ -243,7 +267,8 @@ class Connection:
         self.asked_ns = now_ns  # when the last of them was
         self.missing: set[str] = set()  # channels that were refused, not given or not acknowledged in time
         self.pause_ns = ASK_AGAIN_NS  # before they are asked for again
-        self.unsubscribing: dict[int, str] = {}  # request id → channel to subscribe again once it is gone
+        # Request id → channels; those that are wanted still, or again, are subscribed once they are gone.
+        self.unsubscribing: dict[int, tuple[str, ...]] = {}
         self.seen: set[bytes] = set()  # channels that have delivered, as they stand in the frames
         self.judged = False  # whether all deliver that should
 
@@ -265,6 +290,20 @@ class Connection:
         if not self.missing:
             self.pause_ns = ASK_AGAIN_NS
         return subscribed
+
+    def widened(self, now_ns: int) -> None:
+        """Channels were added: whether all deliver is judged from now on."""
+        self.opened_ns = now_ns
+        self.judged = False
+
+    def forget(self, channels: Iterable[str]) -> None:
+        """These channels are no longer wanted."""
+        gone = set(channels)
+        self.missing -= gone
+        self.seen -= {name.encode() for name in gone}
+        self.asked = {
+            i: left for i, names in self.asked.items() if (left := tuple(n for n in names if n not in gone))
+        }
 
     def saw(self, channel: bytes) -> None:
         """This channel has delivered."""

@@ -30,6 +30,7 @@ from marketprism.venues.base import (
     Send,
     Socket,
     chunks,
+    place,
     plain,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, iso
@@ -308,6 +309,7 @@ class Binance(Venue):
         self._depth_limit = self._at_least(max(options.depth_limit, options.snapshot_depth))
         self._routes = Routes(lambda stream: self._route(stream.decode()))
         self._funding_hours: dict[str, int] | None = None
+        self._places: dict[str, str] = {}  # stream → socket
         self._whole_list = False  # of instruments: one unknown symbol in a request for some spoils it
 
     @property
@@ -343,9 +345,13 @@ class Binance(Venue):
         sockets: dict[str, tuple[str, list[str]]] = {}
         for path, streams in by_path.items():
             name = path.strip("/").replace("/stream", "")
-            for n, part in enumerate(chunks(streams, _STREAMS_PER_SOCKET)):
-                sockets[f"{name}-{n + 1}" if n else name] = path, list(part)
+            self._places = place(streams, self._places, name, _STREAMS_PER_SOCKET)
+            for stream in streams:
+                sockets.setdefault(self._places[stream], (path, []))[1].append(stream)
         return sockets
+
+    def _wanted(self) -> dict[str, list[str]]:
+        return {socket: streams for socket, (_, streams) in self._streams().items()}
 
     def _depth_channel(self) -> str:
         """The diff stream at the wanted speed; 1 s is spot's default and has no suffix."""
@@ -369,6 +375,10 @@ class Binance(Venue):
             request_id = self.next_id()
             connection.ask(request_id, part, now_ns)
             out.append(Send(connection.conn, _request("SUBSCRIBE", request_id, list(part))))
+
+    def _unsubscribe(self, connection: Connection, channels: Sequence[str], now_ns: int, out: Out) -> None:
+        for part in chunks(channels, _STREAMS_PER_MESSAGE):
+            out.append(Send(connection.conn, _request("UNSUBSCRIBE", self.next_id(), list(part))))
 
     def _types_on(self, socket: str) -> frozenset[str]:
         path, streams = self._streams().get(socket, ("", []))
@@ -549,13 +559,15 @@ class Binance(Venue):
         kind = _ENDPOINTS.get(parts.path.rsplit("/", 1)[-1])
         return (kind, "" if kind in ("instruments", "funding_info") else symbol) if kind else None
 
-    def _ask_instruments(self) -> Iterable[Fetch]:
+    def _ask_instruments(self, instrument_ids: Sequence[str]) -> Iterable[Fetch]:
         path = f"{self._kind.api}/exchangeInfo"
-        if self.options.market_type == "spot" and self.markets and not self._whole_list:  # that is over 10 MB
-            path += "?symbols=" + quote(json.dumps(list(self.markets), separators=(",", ":")))
+        if (
+            self.options.market_type == "spot" and instrument_ids and not self._whole_list
+        ):  # that is over 10 MB
+            path += "?symbols=" + quote(json.dumps(list(instrument_ids), separators=(",", ":")))
         yield Fetch("instruments", "", path, weight=20)
 
-    def _instruments_refused(self, fetch: Fetch, out: Out) -> None:
+    def _instruments_refused(self, fetch: Fetch, now_ns: int, out: Out) -> None:
         self._whole_list = True  # code -1121: one of the symbols is unknown, without saying which
 
     def _parse_instruments(self, body: bytes) -> Iterator[Instrument]:

@@ -44,6 +44,7 @@ from marketprism.venues.sync import BookSync, Numbering, Update, iso
 from marketprism.venues.venue import NO_SPAN, Market, Venue
 
 _CHANNELS_PER_CALL = 200  # of about 500
+_SOCKET = "main"
 _HEARTBEAT_S = 10  # the least that is allowed
 _EXPONENT_MAX = 40  # a figure with more digits than this is none
 _LITERAL_MAX = 128
@@ -262,9 +263,13 @@ class Deribit(Venue):
 
     def sockets(self) -> list[Socket]:
         """One, if anything is streamed."""
-        return [Socket("main", self.options.ws_url)] if self._wanted() else []
+        return [Socket(name, self.options.ws_url) for name in self._wanted()]
 
-    def _wanted(self) -> list[str]:
+    def _wanted(self) -> dict[str, list[str]]:
+        channels = self._subscriptions()
+        return {_SOCKET: channels} if channels else {}
+
+    def _subscriptions(self) -> list[str]:
         o = self.options
         channels: list[str] = []
         for s in self.markets:
@@ -277,17 +282,29 @@ class Deribit(Venue):
     def _subscribe(self, connection: Connection, out: Out) -> None:
         heartbeat = _call(self.next_id(), "public/set_heartbeat", {"interval": _HEARTBEAT_S})
         out.append(Send(connection.conn, heartbeat))
-        self._ask_for(connection, self._wanted(), connection.opened_ns, out)
+        self._ask_for(connection, self._subscriptions(), connection.opened_ns, out)
 
     def _ask_for(self, connection: Connection, channels: Sequence[str], now_ns: int, out: Out) -> None:
+        leaving = {name for names in connection.unsubscribing.values() for name in names}
+        connection.missing |= leaving.intersection(channels)  # asked for once they are gone, or after a while
+        channels = [name for name in channels if name not in leaving]
         for part in chunks(channels, _CHANNELS_PER_CALL):
             request_id = self.next_id()
             connection.ask(request_id, part, now_ns)
             call = _call(request_id, "public/subscribe", {"channels": list(part)})
             out.append(Send(connection.conn, call))
 
+    def _unsubscribe(self, connection: Connection, channels: Sequence[str], now_ns: int, out: Out) -> None:
+        for part in chunks(channels, _CHANNELS_PER_CALL):
+            request_id = self.next_id()
+            connection.unsubscribing[request_id] = tuple(part)
+            call = _call(request_id, "public/unsubscribe", {"channels": list(part)})
+            out.append(Send(connection.conn, call))
+
     def _channels(self, connection: Connection) -> Iterable[str]:
-        return (c for c in self._wanted() if c.startswith("book."))  # a subscription always brings a snapshot
+        return (
+            c for c in self._subscriptions() if c.startswith("book.")
+        )  # a subscription always brings a snapshot
 
     def _probe(self) -> str:
         return _call(self.next_id(), "public/test", {})
@@ -340,10 +357,9 @@ class Deribit(Venue):
             self._on_result(connection, m.id, m.result, now_ns, out)
 
     def _on_result(self, connection: Connection, request_id: int, result: Any, now_ns: int, out: Out) -> None:
-        channel = connection.unsubscribing.pop(request_id, None)
-        if channel is not None:
-            # A live channel that is subscribed again is acknowledged but sends no new snapshot: hence this order.
-            self._ask_for(connection, [channel], now_ns, out)
+        gone = connection.unsubscribing.pop(request_id, ())
+        # A live channel that is subscribed again is acknowledged but sends no new snapshot: hence this order.
+        self._ask_for(connection, [c for c in gone if c.split(".")[1] in self.markets], now_ns, out)
         asked = connection.asked.get(request_id, ())
         if isinstance(result, list):
             given = connection.acknowledged(request_id, [name for name in result if isinstance(name, str)])
@@ -480,9 +496,9 @@ class Deribit(Venue):
             polls += [Poll(self._candles_of(c), interval_s) for c in sorted(self._currencies())]
         return polls
 
-    def _currencies(self) -> set[str]:
-        """The base currencies of what is collected."""
-        return {_base_currency(m.instrument) for m in self.markets.values()}
+    def _currencies(self, instrument_ids: Iterable[str] | None = None) -> set[str]:
+        """The base currencies of these instruments, or of what is collected."""
+        return {_base_currency(i) for i in self._described(instrument_ids)}
 
     def _candles_of(self, currency: str) -> Callable[[int], Fetch]:
         resolution_s = self.options.volatility_resolution_s
@@ -515,14 +531,17 @@ class Deribit(Venue):
         """A bare currency, as the earlier system's files have it, stands for its perpetual."""
         return super().market(_resolve(instrument_id))
 
+    def _instrument_id(self, symbol: str) -> str:
+        return _resolve(symbol)
+
     def _collected(self, instrument_id: str) -> bool:
         symbols = self.options.symbols
         if symbols is None:
             return super()._collected(instrument_id)
         return instrument_id in {_resolve(s) for s in symbols}
 
-    def _ask_instruments(self) -> Iterable[Fetch]:
-        self._currencies_asked = {_listed_under(s) for s in self.markets}
+    def _ask_instruments(self, instrument_ids: Sequence[str]) -> Iterable[Fetch]:
+        self._currencies_asked = {_listed_under(i) for i in instrument_ids}
         for currency in sorted(self._currencies_asked):
             path = f"/api/v2/public/get_instruments?currency={currency}&expired=false"
             yield Fetch("instruments", currency, path)
@@ -531,10 +550,10 @@ class Deribit(Venue):
         self._currencies_asked.discard(fetch.instrument)
         return not self._currencies_asked
 
-    def _instruments_refused(self, fetch: Fetch, out: Out) -> None:
+    def _instruments_refused(self, fetch: Fetch, now_ns: int, out: Out) -> None:
         """A currency that Deribit does not know lists nothing."""
-        if not self.ready and self._instruments_complete(fetch):
-            self._begin(out)
+        if (not self.ready or self._describing) and self._instruments_complete(fetch):
+            self._begin(now_ns, out)
 
     def _parse_instruments(self, body: bytes) -> Iterator[Instrument]:
         for row in msgspec.json.decode(body, type=_Instruments).result:
@@ -566,10 +585,7 @@ class Deribit(Venue):
         """Unsubscribe, wait for the ack, subscribe: see `_on_result`."""
         for connection in self.connections_of(book):
             channel = self._book_channel(connection, book.instrument.id)
-            request_id = self.next_id()
-            connection.unsubscribing[request_id] = channel
-            call = _call(request_id, "public/unsubscribe", {"channels": [channel]})
-            out.append(Send(connection.conn, call))
+            self._unsubscribe(connection, [channel], now_ns, out)
         return False
 
     def _book_channel(self, connection: Connection, instrument_id: str) -> str:
@@ -585,11 +601,12 @@ class Deribit(Venue):
         out.append(Fetch("trades", instrument.id, path))
         return True
 
-    def resume_subjects(self) -> list[str]:
+    def resume_subjects(self, instrument_ids: Iterable[str] | None = None) -> list[str]:
         """The subjects whose last event `resume` wants to see; DVOL belongs to a currency."""
-        subjects = [s for s in super().resume_subjects() if not s.startswith("volatility_index.")]
+        ids = None if instrument_ids is None else list(instrument_ids)
+        subjects = [s for s in super().resume_subjects(ids) if not s.startswith("volatility_index.")]
         if self.options.wants("volatility_index"):
-            subjects += [_dvol(c).subject("volatility_index") for c in sorted(self._currencies())]
+            subjects += [_dvol(c).subject("volatility_index") for c in sorted(self._currencies(ids))]
         return subjects
 
     def _trade_number(self, trade: Trade) -> int | None:

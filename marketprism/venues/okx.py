@@ -6,7 +6,7 @@ of 2026-05-21 (the checksum is fixed to 0), and recorded traffic of 2021, 2022 a
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
@@ -29,13 +29,14 @@ from marketprism.venues.base import (
     Routes,
     Send,
     Socket,
-    chunks,
+    place,
     plain,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, iso
 from marketprism.venues.venue import LSR, NO_SPAN, RefusedError, Venue
 
 _BOOKS_PER_SOCKET = 25  # fewer than 30 deep books on a connection are recommended
+_SOCKET = "public"
 _LEVELS = 400  # of the `books` channel
 _HISTORY_PAGE = 100
 _WITNESSES = {"books5": 5, "bbo-tbt": 1}  # channel → levels a side, whole each time
@@ -211,6 +212,7 @@ class Okx(Venue):
         # A recording may hold several channels of the same thing: the first one of each instrument counts.
         self._book_channel: dict[str, str] = {}
         self._trade_channel: dict[str, str] = {}
+        self._places: dict[str, str] = {}  # instrument → socket
         self._unseeded: set[str] = set()  # instruments whose REST book carries no sequence id
 
     # -- websocket ---------------------------------------------------------------------------------------------
@@ -223,17 +225,18 @@ class Okx(Venue):
         """Socket name → what to subscribe there."""
         o = self.options
         sockets: dict[str, list[_Arg]] = {}
-        for n, part in enumerate(chunks(list(self.markets), _BOOKS_PER_SOCKET)):
-            args: list[_Arg] = []
-            if o.wants("orderbook") and o.book_method == "websocket":
-                args += [_Arg("books", s) for s in part]
-            if o.wants("trade"):
-                args += [_Arg("trades", s) for s in part]
-            if o.wants("liquidation") and n == 0:
-                args.append(_Arg("liquidation-orders", inst_type="SWAP"))
-            if args:
-                sockets[f"public-{n + 1}" if n else "public"] = args
+        self._places = place(self.markets, self._places, _SOCKET, _BOOKS_PER_SOCKET)
+        channels = ["books"] if self.keeps_books else []
+        channels += ["trades"] if o.wants("trade") else []
+        for channel in channels:
+            for s in self.markets:
+                sockets.setdefault(self._places[s], []).append(_Arg(channel, s))
+        if o.wants("liquidation") and (self.markets or self.coming):
+            sockets.setdefault(_SOCKET, []).append(_Arg("liquidation-orders", inst_type="SWAP"))
         return sockets
+
+    def _wanted(self) -> dict[str, list[str]]:
+        return {socket: [_name(arg) for arg in args] for socket, args in self._args().items()}
 
     def _subscribe(self, connection: Connection, out: Out) -> None:
         args = self._args().get(connection.socket, [])
@@ -245,6 +248,15 @@ class Okx(Venue):
             out.append(Send(connection.conn, _operation("subscribe", args)))
         for arg in args:
             connection.ask(_name(arg), [_name(arg)], now_ns)
+
+    def _follow(self, before: Mapping[str, list[str]], now_ns: int, out: Out) -> None:
+        self._routes.clear()  # some lead nowhere, for an instrument that is collected now
+        super()._follow(before, now_ns, out)
+
+    def _unsubscribe(self, connection: Connection, channels: Sequence[str], now_ns: int, out: Out) -> None:
+        # One operation of the 480 an hour, however many channels.
+        args = [_Arg(channel, name) for channel, _, name in (c.partition(":") for c in channels)]
+        out.append(Send(connection.conn, _operation("unsubscribe", args)))
 
     def _channels(self, connection: Connection) -> Iterable[str]:
         # A book without a change says so about once a minute; trades and liquidations may rightly be silent.
@@ -462,7 +474,7 @@ class Okx(Venue):
         inst_id = parse_qs(parts.query).get("instId", [""])[0]
         return (kind, "" if kind == "instruments" else inst_id) if kind else None
 
-    def _ask_instruments(self) -> Iterable[Fetch]:
+    def _ask_instruments(self, instrument_ids: Sequence[str]) -> Iterable[Fetch]:
         inst_type = _INSTRUMENT_TYPES.get(self.options.market_type, "SWAP")
         yield Fetch("instruments", "", f"/api/v5/public/instruments?instType={inst_type}", 1, "public")
 

@@ -142,6 +142,12 @@ class BookSync:
         elif self.live and len(self._ahead) == len(self.conns):
             self._give_up_waiting(now_ns, out)
 
+    def abandon(self) -> None:
+        """Nobody wants this book any more."""
+        self.live = False
+        self.conns.clear()
+        self._asked_ns = self._retry = None
+
     # -- from the wire -----------------------------------------------------------------------------------------
 
     def receive(self, update: Update, conn: str, now_ns: int, out: Out) -> None:

@@ -111,7 +111,9 @@ class Venue(ABC):
         self.markets: dict[str, Market] = {}
         self.connections: dict[str, Connection] = {}
         self._newest_ts_ms: dict[tuple[str, str], int] = {}  # of polled types, by (data type, instrument)
+        self.coming: set[str] = set()  # instruments that `change` has added and `admit` has not let in yet
         self._asked_instruments_ns: int | None = None
+        self._describing: frozenset[str] = frozenset()  # instruments whose descriptions are asked for
         self._down: dict[str, tuple[int, GapCause]] = {}  # socket → since when nothing was heard, and why
         self._vain: dict[str, int] = {}  # socket → how many connections in a row brought nothing
         self._request_id = 0
@@ -139,7 +141,12 @@ class Venue(ABC):
         """The `Fetch.key` that a recorded URL of this exchange answers, whatever its host and version."""
 
     @abstractmethod
-    def _ask_instruments(self) -> Iterable[Fetch]: ...
+    def _wanted(self) -> dict[str, list[str]]:
+        """Channels by socket. A channel keeps its socket for as long as it is wanted."""
+
+    @abstractmethod
+    def _ask_instruments(self, instrument_ids: Sequence[str]) -> Iterable[Fetch]:
+        """Ask for at least these descriptions."""
 
     @abstractmethod
     def _parse_instruments(self, body: bytes) -> Iterable[Instrument]: ...
@@ -154,6 +161,11 @@ class Venue(ABC):
     @abstractmethod
     def _ask_for(self, connection: Connection, channels: Sequence[str], now_ns: int, out: Out) -> None:
         """Subscribe these channels, and note that they were asked for."""
+
+    @abstractmethod
+    def _unsubscribe(
+        self, connection: Connection, channels: Sequence[str], now_ns: int, out: Out
+    ) -> None: ...
 
     @abstractmethod
     def _frame(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
@@ -191,8 +203,9 @@ class Venue(ABC):
 
     def start(self, now_ns: int) -> Out:
         """The first requests. Connect once `ready`."""
-        self._asked_instruments_ns = now_ns
-        return list(self._ask_instruments())
+        out: Out = []
+        self._describe(now_ns, out)
+        return out
 
     def opened(self, socket: str, conn: str, now_ns: int) -> Out:
         """A connection of the socket of this name is open."""
@@ -253,10 +266,9 @@ class Venue(ABC):
     def tick(self, now_ns: int) -> Out:
         """Time has passed."""
         out: Out = []
-        asked_ns = self._asked_instruments_ns
-        if not self.ready and asked_ns is not None and elapsed(now_ns, asked_ns, _INSTRUMENTS_RETRY_NS):
-            self._asked_instruments_ns = now_ns
-            out += self._ask_instruments()
+        asked_ns, waiting = self._asked_instruments_ns, not self.ready or self._describing
+        if waiting and asked_ns is not None and elapsed(now_ns, asked_ns, _INSTRUMENTS_RETRY_NS):
+            self._describe(now_ns, out)
         check_alive(self.connections.values(), now_ns, self._probe, self.probe_after_ns, out)
         for connection in self.connections.values():
             missing = check_acks(connection, now_ns, out)
@@ -284,6 +296,81 @@ class Venue(ABC):
             book.republish(now_ns, out)
         return out
 
+    # -- while it runs -----------------------------------------------------------------------------------------
+
+    def change(self, options: Options, now_ns: int) -> Out:
+        """Other symbols, intervals or liquidations from now on; what goes on being wanted is not touched.
+
+        What is added waits: see `arrivals`.
+        """
+        out: Out = []
+        before = self._wanted()
+        wanted = dict.fromkeys(self._instrument_id(s) for s in options.symbols or ())
+        self.options = options
+        for instrument_id in [i for i in self.markets if i not in wanted]:
+            self._leave(self.markets.pop(instrument_id), now_ns, out)
+        self.coming = {i for i in wanted if i not in self.markets}
+        self._follow(before, now_ns, out)
+        if not self._describing:
+            self._describe(now_ns, out)
+        return out
+
+    def arrivals(self) -> list[str]:
+        """The instruments that were added and are described by now; `admit` them when the stream has been asked."""
+        return sorted(i for i in self.coming if i in self.instruments) if self.ready else []
+
+    def admit(self, instrument_ids: Iterable[str], payloads: Iterable[bytes], now_ns: int) -> Out:
+        """Collect these instruments, too. `payloads`: what the stream held of `resume_subjects` of theirs."""
+        out: Out = []
+        before = self._wanted()
+        arrived = [i for i in instrument_ids if i in self.coming and i in self.instruments]
+        self.coming.difference_update(arrived)
+        markets = [m for i in arrived if (m := self.market(i)) is not None]
+        self._follow(before, now_ns, out)
+        signs = self._take_up(markets, payloads)
+        for socket in (
+            self.sockets() if self.options.liquidation_symbols else ()
+        ):  # none: those of all instruments
+            for market in markets:
+                types = self._types_on(socket.name)
+                newest_ms = max((signs.get((market.instrument.id, t), 0) for t in types), default=0)
+                if newest_ms:
+                    self._tell_unnumbered(socket.name, newest_ms * MS, "restart", now_ns, out, [market])
+        return out
+
+    def _follow(self, before: Mapping[str, list[str]], now_ns: int, out: Out) -> None:
+        """Bring the open connections from what was wanted to what is wanted now."""
+        after = self._wanted()
+        for connection in self.connections.values():
+            had, has = before.get(connection.socket, []), after.get(connection.socket, [])
+            gone = [c for c in had if c not in has]
+            added = [c for c in has if c not in had]
+            if gone:
+                connection.forget(gone)
+                self._unsubscribe(connection, gone, now_ns, out)
+            if added:
+                connection.widened(now_ns)
+                self._ask_for(connection, added, now_ns, out)
+
+    def _leave(self, market: Market, now_ns: int, out: Out) -> None:
+        """An instrument is no longer collected. What is missing of it until here is told."""
+        market.trades.close(now_ns, out)
+        if market.book is not None:
+            market.book.abandon()
+
+    def _describe(self, now_ns: int, out: Out) -> None:
+        """Ask for the descriptions that are missing."""
+        unknown = [i for i in (*self.markets, *sorted(self.coming)) if i not in self.instruments]
+        self._describing = frozenset(unknown)
+        self._asked_instruments_ns = now_ns
+        if unknown or not self.ready:
+            out += self._ask_instruments(unknown)
+
+    @property
+    def keeps_books(self) -> bool:
+        """Whether books are kept from a websocket."""
+        return self.options.wants("orderbook") and self.options.book_method == "websocket"
+
     @property
     def missing_channels(self) -> int:
         """How many channels are wanted and not subscribed, though they were asked for."""
@@ -291,22 +378,35 @@ class Venue(ABC):
 
     # -- where an earlier run stopped --------------------------------------------------------------------------
 
-    def resume_subjects(self) -> list[str]:
-        """The subjects whose last event `resume` wants to see."""
+    def resume_subjects(self, instrument_ids: Iterable[str] | None = None) -> list[str]:
+        """The subjects whose last event `resume` wants to see, or `admit` of these instruments."""
         types = self.options.data_types - {"orderbook"}
-        if self.options.wants("orderbook") and self.options.book_method == "websocket":
+        if self.keeps_books:
             types |= {"orderbook_delta"}
-        return [m.instrument.subject(t) for m in self.markets.values() for t in sorted(types)]
+        return [i.subject(t) for i in self._described(instrument_ids) for t in sorted(types)]
+
+    def _described(self, instrument_ids: Iterable[str] | None) -> list[Instrument]:
+        """These instruments, or all that are collected."""
+        if instrument_ids is None:
+            return [m.instrument for m in self.markets.values()]
+        return [self.describe(i) for i in instrument_ids]
 
     def resume(self, payloads: Iterable[bytes]) -> None:
         """The last events in the stream, by an earlier run or another collector; what was missed is told or fetched.
 
         Of a book a `restart` gap is told with its first snapshot in any case: see `BookSync.resume`.
         """
-        for market in self.markets.values():
+        newest_ms: dict[str, int] = {}
+        for (_, kind), ms in self._take_up(list(self.markets.values()), payloads).items():
+            newest_ms[kind] = max(newest_ms.get(kind, 0), ms)
+        self._resume_unnumbered(newest_ms)
+
+    def _take_up(self, markets: Iterable[Market], payloads: Iterable[bytes]) -> dict[tuple[str, str], int]:
+        """Go on where the stream ends. Returns the newest times of receipt by (instrument, data type)."""
+        for market in markets:
             if market.book is not None:
                 market.book.resume()
-        newest_ms: dict[str, int] = {}
+        newest_ms: dict[tuple[str, str], int] = {}
         for payload in payloads:
             try:
                 data = decode(payload)
@@ -314,8 +414,9 @@ class Venue(ABC):
             except MALFORMED:
                 continue  # of an earlier system, or of a stranger: nothing to go on
             kind = "orderbook" if isinstance(data, OrderBookDelta) else _data_type(data)
-            newest_ms[kind] = max(newest_ms.get(kind, 0), data.collected_ts_ms)
-        self._resume_unnumbered(newest_ms)
+            key = data.instrument_id, kind
+            newest_ms[key] = max(newest_ms.get(key, 0), data.collected_ts_ms)
+        return newest_ms
 
     def _resume_unnumbered(self, newest_ms: Mapping[str, int]) -> None:
         """What has no numbers is missing since the last sign of life of what came over the same socket."""
@@ -334,7 +435,7 @@ class Venue(ABC):
         elif isinstance(data, OrderBookDelta) and market is not None and market.book is not None:
             market.book.resume(data.last_update_id, data.ts_ms)
         elif data.ts_ms is not None:
-            self._newest_ts_ms[_data_type(data), data.instrument_id] = data.ts_ms
+            self.is_new(_data_type(data), data.instrument_id, data.ts_ms)
 
     def _trade_number(self, trade: Trade) -> int | None:
         """The running number of a published trade."""
@@ -345,10 +446,10 @@ class Venue(ABC):
     def market(self, instrument_id: str) -> Market | None:
         """What is held of an instrument; None for one that is not collected."""
         market = self.markets.get(instrument_id)
-        if market is None and self._collected(instrument_id):
+        if market is None and self._collected(instrument_id) and instrument_id not in self.coming:
             instrument = self.instruments.get(instrument_id) or self._guess(instrument_id)
             market = self.markets[instrument_id] = Market(instrument, TradeLog(instrument, self._backfill))
-            if self.options.wants("orderbook") and self.options.book_method == "websocket":
+            if self.keeps_books:
                 market.book = BookSync(instrument, self.options, self.numbering, self._resync)
         return market
 
@@ -397,24 +498,29 @@ class Venue(ABC):
             market = self.markets.get(instrument.id)
             if market is not None:
                 market.describe(instrument)
-        if not self.ready and self._instruments_complete(fetch):
-            self._begin(out)
+        if (not self.ready or self._describing) and self._instruments_complete(fetch):
+            self._begin(now_ns, out)
 
-    def _begin(self, out: Out) -> None:
-        """All instruments are known: collect those that are wanted."""
+    def _begin(self, now_ns: int, out: Out) -> None:
+        """All that was asked for is described, or does not exist: collect what there is."""
+        asked = self._describing if self.ready else self._describing | self.markets.keys()
         self.ready = True
         if self.options.symbols is None:
             return  # whatever turns up, described or not
-        for unknown in sorted(self.markets.keys() - self.instruments.keys()):
+        for unknown in sorted(asked - self.instruments.keys()):
             text = f"{self.options.name} lists no instrument {unknown!r}: it is not collected"
             out.append(Note("error", "unknown_symbol", text, unknown))
-            del self.markets[unknown]
+            self.markets.pop(unknown, None)
+            self.coming.discard(unknown)
+        self._describe(now_ns, out)  # what has been added since
 
     def _instruments_complete(self, fetch: Fetch) -> bool:
         """Whether, with this answer, all instruments are known."""
         return True
 
-    def _instruments_refused(self, fetch: Fetch, out: Out) -> None:  # noqa: B027 - nothing to do by default
+    def _instruments_refused(  # noqa: B027 - nothing to do by default
+        self, fetch: Fetch, now_ns: int, out: Out
+    ) -> None:
         """The exchange will never answer this request for instruments. They are asked for again after a while."""
 
     def trade(
@@ -506,6 +612,10 @@ class Venue(ABC):
 
     # -- inside ------------------------------------------------------------------------------------------------
 
+    def _instrument_id(self, symbol: str) -> str:
+        """The exchange's name of what the configuration calls so."""
+        return symbol
+
     def _collected(self, instrument_id: str) -> bool:
         symbols = self.options.symbols
         if symbols is not None:
@@ -526,7 +636,7 @@ class Venue(ABC):
         market = self.markets.get(fetch.instrument)
         final = 400 <= status < 500 and status not in _TOO_MANY
         if fetch.kind == "instruments" and final:
-            self._instruments_refused(fetch, out)
+            self._instruments_refused(fetch, now_ns, out)
         elif fetch.kind == "depth" and market is not None and market.book is not None:
             market.book.failed(now_ns)
         elif fetch.kind == "trades" and market is not None:
@@ -537,10 +647,18 @@ class Venue(ABC):
                 Note("warning", "rest_error", f"{fetch.path}: HTTP {status} {start}", fetch.instrument)
             )
 
-    def _tell_unnumbered(self, socket: str, since_ns: int, cause: GapCause, now_ns: int, out: Out) -> None:
+    def _tell_unnumbered(
+        self,
+        socket: str,
+        since_ns: int,
+        cause: GapCause,
+        now_ns: int,
+        out: Out,
+        markets: Iterable[Market] | None = None,
+    ) -> None:
         """What has no ids and came over this socket is missing for as long as it was away."""
         for data_type in sorted(self.unnumbered & self.options.data_types & self._types_on(socket)):
-            for market in self.markets.values():
+            for market in self.markets.values() if markets is None else markets:
                 i = market.instrument
                 fields = {
                     "affected_data_type": data_type,

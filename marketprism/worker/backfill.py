@@ -59,7 +59,8 @@ class Backfill:
     async def finish(self, timeout_s: float) -> None:
         """The end: decide what waits. After `timeout_s` all is published, and the ids have to keep out the rest."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._decide(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._decide()
         for subject, waiting in list(self._waiting.items()):
             self._let_go(subject, len(waiting), set())
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from marketprism.capture import Frame
 from marketprism.config import ExchangeSettings
@@ -58,6 +58,9 @@ class Collector:
         self.read = flush  # see `feed.Driver`
         self._recorder = recorder
         self._ready = asyncio.Event()
+        self.arrived = asyncio.Event()  # instruments may be admitted: see `Venue.arrivals`
+        self._tasks: asyncio.TaskGroup | None = None
+        self._feeding: dict[str, asyncio.Task[None]] = {}  # by socket
         self._stopping = False
         self._read_ns = 0  # of the frame or answer being handled
 
@@ -69,17 +72,45 @@ class Collector:
             self.handle(self.venue.start(time.time_ns()))
             await self._ready.wait()
             await before_feeds()
-            for socket in self.venue.sockets():
-                self.feeds[socket.name] = Feed(socket, self, self.venue.send_interval_s)
-            for feed in self.feeds.values():
-                tasks.create_task(feed.run())
-            self.poller.schedule(self.venue.polls())
+            self._tasks = tasks
+            self._keep_up()
             log.info(
                 "collecting %d instruments over %d sockets",
                 len(self.venue.markets),
                 len(self.feeds),
                 extra={"event": "started"},
             )
+
+    def change(self, exchange: ExchangeSettings) -> None:
+        """Other symbols, intervals or liquidations from now on; what is added waits: see `arrived`."""
+        self.handle(self.venue.change(venue_options(exchange), time.time_ns()))
+        self._keep_up()
+        self.arrived.set()
+
+    def admit(self, instrument_ids: list[str], payloads: Iterable[bytes]) -> None:
+        """Collect these, too (see `Venue.admit`)."""
+        self.handle(self.venue.admit(instrument_ids, payloads, time.time_ns()))
+        self._keep_up()
+        log.info("collecting %s, too", ", ".join(instrument_ids), extra={"event": "admitted"})
+
+    def _keep_up(self) -> None:
+        """Connect the sockets that are wanted now and no others; poll what is wanted now."""
+        if self._tasks is None:  # not that far yet
+            return
+        wanted = {socket.name: socket for socket in self.venue.sockets()}
+        for name in [name for name in self.feeds if name not in wanted]:
+            del self.feeds[name]
+            self._feeding.pop(name).cancel()
+        for name in [name for name in wanted if name not in self.feeds]:
+            feed = self.feeds[name] = Feed(wanted[name], self, self.venue.send_interval_s)
+            self._feeding[name] = self._tasks.create_task(feed.run(), name=f"feed {name}")
+        self.poller.schedule(self.venue.polls())
+
+    def stuck(self) -> str:
+        """A feed that has ended, in words; "": none has."""
+        return next(
+            (f"the {task.get_name()} has ended" for task in self._feeding.values() if task.done()), ""
+        )
 
     def stop(self) -> None:
         """No more connections, and what is still missing is told."""
@@ -126,8 +157,9 @@ class Collector:
             self._recorder.write(Frame(now_ns, "rest", url, body.decode("utf-8", "replace")))
         out = self.venue.response(fetch, status, body, now_ns)
         self.handle([item for item in out if not self._is_late(item)])
-        if self.venue.ready:
+        if fetch.kind == "instruments" and self.venue.ready:
             self._ready.set()
+            self.arrived.set()
 
     def _is_late(self, item: Output) -> bool:
         """Whether this is a trade out of an answer; then it is handed on."""

@@ -16,10 +16,10 @@ the stream what it already holds.
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,6 +28,8 @@ from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -320,8 +322,8 @@ class Link:
         """
         request = msgspec.json.encode({"last_by_subj": subject})
         try:
-            answer = await self._client.request(
-                f"$JS.API.STREAM.MSG.GET.{stream}", request, timeout=REQUEST_TIMEOUT_S
+            answer = await _cancellable(
+                self._client.request(f"$JS.API.STREAM.MSG.GET.{stream}", request, timeout=REQUEST_TIMEOUT_S)
             )
             reply = msgspec.json.decode(answer.data, type=_MessageReply)
         except (nats.errors.Error, OSError, *UNREADABLE) as error:
@@ -332,6 +334,9 @@ class Link:
 
     async def stored_since(self, stream: str, subject: str, since_s: float) -> list[bytes]:
         """The payloads of a subject stored since then (seconds since the epoch). Raises LinkError."""
+        return await _cancellable(self._stored_since(stream, subject, since_s))
+
+    async def _stored_since(self, stream: str, subject: str, since_s: float) -> list[bytes]:
         start = ConsumerConfig(
             deliver_policy=DeliverPolicy.BY_START_TIME, opt_start_time=datetime.fromtimestamp(since_s, UTC)
         )
@@ -362,7 +367,8 @@ class Link:
             # Without this a server that stopped reading would keep the socket, and its buffer, for ever.
             writer.transport.abort()
         with suppress(nats.errors.Error, OSError, TimeoutError, AssertionError):
-            await asyncio.wait_for(self._client.close(), CLOSE_TIMEOUT_S)
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._client.close()
 
     async def _closed(self) -> None:
         self._on_lost()
@@ -372,6 +378,19 @@ class Link:
         ending = isinstance(error, nats.errors.StaleConnectionError | OSError)
         if self.connected and not ending:
             self._on_error(_plain(error))
+
+
+async def _cancellable(work: Coroutine[Any, Any, T]) -> T:
+    """Await what nats-py does so that a cancellation always arrives.
+
+    Its `asyncio.wait_for` swallows one that comes together with the answer, on Python before 3.12.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task])
+    finally:
+        task.cancel()
+    return task.result()
 
 
 def check_servers(servers: Sequence[str]) -> None:

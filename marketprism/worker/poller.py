@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import itertools
 import logging
 import time
 from collections import deque
@@ -92,9 +93,19 @@ class Poller:
         self._wanted.set()
 
     def schedule(self, polls: Iterable[Poll]) -> None:
-        """Make these calls again and again, the first ones spread over a second."""
-        now_s = self._clock()
-        self._polls = [(now_s + n * 0.02, n, poll) for n, poll in enumerate(polls)]
+        """Make these calls again and again, and no others; those that are new at once, 20 ms apart.
+
+        One that is made already keeps its turn, or gets an earlier one where its interval is shorter now.
+        """
+        now_s, now_ns = self._clock(), time.time_ns()
+        due_s = {poll.fetch(now_ns).key: due_s for due_s, _, poll in self._polls}
+        new = itertools.count()
+
+        def first_s(poll: Poll) -> float:
+            known_s = due_s.get(poll.fetch(now_ns).key)
+            return now_s + next(new) * 0.02 if known_s is None else min(known_s, now_s + poll.interval_s)
+
+        self._polls = [(first_s(poll), n, poll) for n, poll in enumerate(polls)]
         heapq.heapify(self._polls)
         self._wanted.set()
 
@@ -145,7 +156,8 @@ class Poller:
         if min(waits, default=1.0) <= 0:
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._wanted.wait(), min(waits) if waits else None)
+            async with asyncio.timeout(min(waits, default=None)):
+                await self._wanted.wait()
 
     def _wait_s(self, budget: str, now_s: float) -> float:
         """Seconds until the head of this budget's queue may go."""

@@ -577,7 +577,8 @@ class Publisher:
     async def _tick(self) -> None:
         """Wait for news, not longer than the clock-driven checks need."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), min(TICK_S, self._settings.ack_timeout_s / 4))
+            async with asyncio.timeout(min(TICK_S, self._settings.ack_timeout_s / 4)):
+                await self._wake.wait()
         self._wake.clear()
 
 

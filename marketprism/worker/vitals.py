@@ -1,21 +1,18 @@
-"""How a worker is: figures for the control plane, and its memory against the limits.
+"""How a worker is: figures for the control plane.
 
 Counting happens in plain integers where the work is done. Once a second the differences go to prometheus-client's
 multiprocess files, so that nothing of it lies on the way of a message.
 """
 
 import logging
-import os
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from math import inf
 from typing import Literal
 
 from prometheus_client import Counter, Gauge, Histogram
-
-from marketprism.config import MemoryLimits
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +20,9 @@ LATENCY_BUCKETS_S = (
     *(5e-5, 1e-4, 1.5e-4, 2e-4, 2.5e-4, 3.5e-4, 5e-4, 7.5e-4, 1e-3, 2e-3, 5e-3),
     *(1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 1.0),
 )
-DRAIN_AT = 0.93  # of the hard limit: room to drain in
-REARM_AT = 0.9  # of the soft limit: below it the next warning may come
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _LIVE: Literal["livemostrecent"] = "livemostrecent"
-DATA = Counter("marketprism_data_count", "Events published, by data type.", ["exchange", "data_type"])
+DATA = Counter("marketprism_data_count", "Events handed to NATS, by data type.", ["exchange", "data_type"])
 GAPS = Counter("marketprism_gaps", "Gaps published.", ["exchange", "data_type", "cause"])
 ERRORS = Counter("marketprism_errors", "Errors by kind.", ["exchange", "error_type"])
 FRAMES = Counter("marketprism_websocket_messages_received", "Websocket messages received.", ["exchange"])
@@ -37,7 +31,9 @@ RESYNCS = Counter("marketprism_orderbook_resyncs", "Books lost and begun anew.",
 AUDITS = Counter(
     "marketprism_book_audits", "Live books checked against the exchange's own word.", ["exchange", "result"]
 )
-REQUESTS = Counter("marketprism_snapshot_requests", "REST requests by outcome.", ["exchange", "status"])
+REQUESTS = Counter(
+    "marketprism_snapshot_requests", "REST requests by HTTP status, or no_answer.", ["exchange", "status"]
+)
 PUBLISHED = Counter(
     "marketprism_nats_messages_published", "Messages acknowledged by JetStream.", ["exchange"]
 )
@@ -48,13 +44,13 @@ SKIPPED = Counter(
 WARNINGS = Counter("marketprism_memory_warnings", "Times the soft memory limit was exceeded.", ["exchange"])
 LATENCY = Histogram(
     "marketprism_publish_latency_seconds",
-    "Socket read to publish written.",
+    "From reading the socket to having written the event to NATS.",
     ["exchange"],
     buckets=LATENCY_BUCKETS_S,
 )
 ACKNOWLEDGED = Histogram(
     "marketprism_acknowledge_latency_seconds",
-    "Socket read to acknowledged by JetStream.",
+    "From reading the socket to JetStream's acknowledgement.",
     ["exchange"],
     buckets=LATENCY_BUCKETS_S,
 )
@@ -66,9 +62,9 @@ _GAUGES = {
     "channels_missing": "Wanted channels that the exchange has not subscribed, though asked.",
     "nats_connected": "Whether messages flow to NATS.",
     "publish_backlog_messages": "Messages taken in and not acknowledged.",
-    "publish_backlog_bytes": "Memory held for them.",
-    "worker_heartbeat_timestamp_seconds": "When the worker's loop last turned.",
-    "last_book_timestamp_seconds": "When the book that is silent for longest was last heard of.",
+    "publish_backlog_bytes": "Memory held for messages taken in and not acknowledged.",
+    "worker_heartbeat_timestamp_seconds": "When the worker's loop last turned, Unix time.",
+    "last_book_timestamp_seconds": "When the book that is silent for longest was last heard of, Unix time.",
     "memory_soft_exceeded": "Whether memory is above the soft limit.",
 }
 GAUGES = {
@@ -77,7 +73,13 @@ GAUGES = {
 }
 LAST_DATA = Gauge(
     "marketprism_last_data_timestamp_seconds",
-    "When data of this type was last published.",
+    "When data of this type was last published, Unix time.",
+    ["exchange", "data_type"],
+    multiprocess_mode=_LIVE,
+)
+EXPECTED_DATA = Gauge(
+    "marketprism_data_expected",
+    "1: data of this type is to be collected.",
     ["exchange", "data_type"],
     multiprocess_mode=_LIVE,
 )
@@ -91,6 +93,7 @@ class Latency:
         self.sum_ns = 0
         self._bounds_ns = [round(b * 1e9) for b in LATENCY_BUCKETS_S]
         self._buckets = [0] * (len(self._bounds_ns) + 1)
+        self._recent = [0] * (len(self._bounds_ns) + 1)  # since `p99_ms` was asked last
         self._histogram = histogram.labels(exchange)
 
     def observe(self, latency_ns: int, messages: int = 1) -> None:
@@ -101,12 +104,23 @@ class Latency:
 
     def flush(self) -> None:
         """Hand the counts on; prometheus-client has no public way to add many observations at once."""
-        for bucket, n in zip(self._histogram._buckets, self._buckets, strict=True):
+        for at, n in enumerate(self._buckets):
             if n:
-                bucket.inc(n)
+                self._histogram._buckets[at].inc(n)
+                self._recent[at] += n
         self._histogram._sum.inc(self.sum_ns / 1e9)
         self._buckets = [0] * len(self._buckets)
         self.count = self.sum_ns = 0
+
+    def p99_ms(self) -> float | None:
+        """What 99 of 100 messages since the last call did not exceed, by the bucket's bound; None: there were none."""
+        recent, self._recent = self._recent, [0] * len(self._recent)
+        seen, wanted = 0, 0.99 * sum(recent)
+        for bound_s, n in zip((*LATENCY_BUCKETS_S, inf), recent, strict=True):
+            seen += n
+            if n and seen >= wanted:
+                return bound_s * 1000
+        return None
 
 
 class Totals:
@@ -140,6 +154,7 @@ class Figures:
     publish_errors: Mapping[str, int] = field(default_factory=dict)
     skipped: int = 0
     last_data_s: Mapping[str, float] = field(default_factory=dict)
+    expected_data: Collection[str] = ()
     gauges: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -180,33 +195,10 @@ class Vitals:
             up_to(PUBLISH_ERRORS, (e, kind), total)
         for data_type, at_s in f.last_data_s.items():
             LAST_DATA.labels(e, data_type).set(at_s)
+        for data_type in f.expected_data:
+            EXPECTED_DATA.labels(e, data_type).set(1)
         for name, value in f.gauges.items():
             GAUGES[name].labels(e).set(value)
         GAUGES["worker_heartbeat_timestamp_seconds"].labels(e).set(time.time())
         self.latency.flush()
         self.acknowledged.flush()
-
-
-class Memory:
-    """A process's resident memory against its limits."""
-
-    def __init__(self, limits: MemoryLimits, statm: Path = Path("/proc/self/statm")) -> None:
-        self.limits = limits
-        self.soft_exceeded = False
-        self._statm = statm.open("rb", buffering=0)  # kept open: it is read four times a second
-
-    def rss_mb(self) -> float:
-        """Resident memory of this process, MB (2**20 bytes)."""
-        return int(os.pread(self._statm.fileno(), 100, 0).split()[1]) * _PAGE_BYTES / 2**20
-
-    def check(self) -> str:
-        """Look: "" all is well, "soft" the first time above the soft limit, "hard" near the hard one."""
-        rss_mb = self.rss_mb()
-        if rss_mb >= DRAIN_AT * self.limits.hard_mb:
-            return "hard"
-        if rss_mb >= self.limits.soft_mb and not self.soft_exceeded:
-            self.soft_exceeded = True
-            return "soft"
-        if rss_mb < REARM_AT * self.limits.soft_mb:
-            self.soft_exceeded = False
-        return ""

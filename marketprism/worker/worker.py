@@ -3,42 +3,45 @@
 import asyncio
 import gc
 import logging
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from marketprism import parent
-from marketprism.config import MemoryLimits, Settings
+from marketprism import __version__
+from marketprism.config import ExchangeSettings, Settings
 from marketprism.events import AnyPayload, Event, Gap, OrderBook, OrderBookDelta, Payload, Trade, encode
 from marketprism.logs import RateLimitedLog, act_as
 from marketprism.venues.base import MS, Instrument, Out
 from marketprism.worker.backfill import Backfill
 from marketprism.worker.collector import Collector
 from marketprism.worker.holdback import Holdback
+from marketprism.worker.memory import MB, Memory
 from marketprism.worker.options import publisher_options, stream_preparation
 from marketprism.worker.publisher import Hole, LinkError, Message, Publisher
 from marketprism.worker.recorder import recorder
-from marketprism.worker.vitals import Figures, Memory, Vitals
+from marketprism.worker.state import StateFile
+from marketprism.worker.vitals import Figures, Vitals
 
 log = logging.getLogger(__name__)
 
 FLUSH_S = 1.0
-MEMORY_S = 0.25
 BACKFILL_S = 2.0
 DRAIN_S = 5.0  # with the former: of the ten seconds a stop may take
-STOP_S = 10
-EX_TEMPFAIL = 75
 RESUME_RETRY_S = 1.0
+STUCK_S = 10.0
+MINUTES_AN_HOUR = 60
 
 
 class Worker:
     """One exchange, running."""
 
-    def __init__(self, settings: Settings, name: str, memory: Memory) -> None:
-        """`memory` is the process's, which may run other workers too."""
+    def __init__(self, settings: Settings, name: str, memory: Memory, runtime_dir: Path) -> None:
+        """`memory` is the process's, which may run other workers too. `runtime_dir` holds the state file."""
         self.name = name
+        self.exchange = settings.exchanges[name]
         self.vitals = Vitals(name)
         self.publisher = Publisher(
             publisher_options(settings.nats, name),
@@ -52,14 +55,18 @@ class Worker:
         flush = self.publisher.flush
         self._backfill = Backfill(self._publish, flush, partial(self.publisher.stored_since, self._stream))
         self._holdback = Holdback(self._publish, flush, self._last_ids)
-        self.collector = Collector(
-            settings.exchanges[name], self._publish, flush, self._recorder, self._backfill.take
-        )
+        self.collector = Collector(self.exchange, self._publish, flush, self._recorder, self._backfill.take)
         self._memory = memory
+        self._state = StateFile(runtime_dir, name)
         self._log = RateLimitedLog(log)
         self._counts: Counter[type[Payload]] = Counter()
         self._last_s: dict[type[Payload], float] = {}
         self._gaps: Counter[tuple[str, str]] = Counter()
+        self._gaps_by_minute: Counter[int] = Counter()
+        self._told = time.monotonic(), 0  # when a status was asked for, and how much had been published
+        self._turned_s = self._progress_s = time.monotonic()
+        self._acknowledged = 0
+        self._ack_patience_s = 2 * settings.nats.publish.ack_timeout_s
         # First and last event that NATS had no room for, by subject.
         self._lost: dict[str, tuple[AnyPayload, AnyPayload]] = {}
 
@@ -70,11 +77,17 @@ class Worker:
             tasks.create_task(self._flush_regularly())
             tasks.create_task(self._holdback.run())
             tasks.create_task(self._backfill.run())
+            tasks.create_task(self._admit())
             await self.publisher.connect()
             await self.collector.run(before_feeds=self._resume)
 
-    async def stop(self) -> None:
-        """Publish what is still owed and wait until NATS has it all."""
+    def change(self, exchange: ExchangeSettings) -> None:
+        """Other symbols or poll intervals from now on; what goes on being wanted is not touched."""
+        self.exchange = exchange
+        self.collector.change(exchange)
+
+    async def stop(self, reason: str) -> None:
+        """Publish what is still owed and wait until NATS has it all. `reason` is left in the state file."""
         act_as(self.name)
         self._holdback.close()
         await self._backfill.finish(BACKFILL_S)
@@ -86,22 +99,37 @@ class Worker:
         await self.publisher.close()
         if self._recorder is not None:
             self._recorder.close()
-        self.vitals.flush(self.figures())
+        figures = self.figures()
+        self.vitals.flush(figures)
+        self._state.end(reason, self._summary(figures))
 
     async def _resume(self) -> None:
         """Where an earlier run stopped, by the stream's own word; without it a restart would be a silent hole."""
         venue = self.collector.venue
-        while True:
-            try:
-                last = await self._last_ids(venue.resume_subjects())
-                break
-            except LinkError as e:
-                self._log.warning("resume", "waiting for NATS before collecting: %s", e, event="waiting")
-                await asyncio.sleep(RESUME_RETRY_S)
-        venue.resume(payload for _, payload in last.values())
+        venue.resume(await self._last_payloads(venue.resume_subjects()))
         # What is there now stays: without it a full collection takes a thousandth of the 30 ms it would.
         gc.collect()
         gc.freeze()
+
+    async def _admit(self) -> None:
+        """Collect what a reload has added, when it is known what the stream holds of it."""
+        collector = self.collector
+        while True:
+            await collector.arrived.wait()
+            collector.arrived.clear()
+            ids = collector.venue.arrivals()
+            if ids:
+                collector.admit(ids, await self._last_payloads(collector.venue.resume_subjects(ids)))
+
+    async def _last_payloads(self, subjects: Iterable[str]) -> list[bytes]:
+        """The last message of each subject, as soon as NATS can be asked."""
+        subjects = list(subjects)
+        while True:
+            try:
+                return [payload for _, payload in (await self._last_ids(subjects)).values()]
+            except LinkError as e:
+                self._log.warning("resume", "waiting for NATS before collecting: %s", e, event="waiting")
+                await asyncio.sleep(RESUME_RETRY_S)
 
     async def _last_ids(self, subjects: Iterable[str]) -> dict[str, tuple[str, bytes]]:
         return await self.publisher.last_ids(self._stream, subjects)
@@ -111,7 +139,10 @@ class Worker:
             await asyncio.sleep(FLUSH_S)
             if not self.publisher.alive:  # nothing would ever be published again: only a restart helps
                 raise RuntimeError("the publisher has ended")
-            self.vitals.flush(self.figures())
+            self._turned_s = time.monotonic()
+            figures = self.figures()
+            self.vitals.flush(figures)
+            self._state.write(self._summary(figures))
             self._log.flush()
             self.collector.log.flush()
             if self._recorder is not None:
@@ -140,6 +171,7 @@ class Worker:
 
     def _tell(self, gap: Gap) -> None:
         self._gaps[gap.affected_data_type, gap.cause] += 1
+        self._gaps_by_minute[int(time.time() // 60)] += 1
         known = (
             ("after id", gap.last_id_before),
             ("before id", gap.first_id_after),
@@ -181,12 +213,73 @@ class Worker:
 
     # -- how it is ---------------------------------------------------------------------------------------------
 
+    @property
+    def delivering(self) -> bool:
+        """Whether it does what it is there for: a book is live or, where none is kept, something is published."""
+        books = [m.book for m in self.collector.venue.markets.values() if m.book is not None]
+        return any(b.live for b in books) if books else self.publisher.counters.acknowledged > 0
+
+    def status(self) -> str:
+        """One line for a person, over the time since the last one: `live 4/4 books, 812 msg/s, p99 0.6 ms, nats ok`."""
+        (then_s, then), now_s, published = self._told, time.monotonic(), sum(self._counts.values())
+        self._told = now_s, published
+        rate = (published - then) / max(now_s - then_s, 1e-3)
+        p99_ms = self.vitals.latency.p99_ms()
+        live, expected = self._live_books()
+        parts = [f"live {live}/{expected} books"] if expected else []
+        parts += [f"{rate:.0f} msg/s", f"p99 {p99_ms:g} ms" if p99_ms else "p99 -", f"nats {self._nats()}"]
+        fine = live == expected and self.delivering and self.publisher.flowing
+        return ("" if fine else "degraded: ") + ", ".join(parts)
+
+    def stuck(self) -> str:
+        """What stands still although nothing outside is in the way, so that a restart would help; "": nothing."""
+        now_s, acknowledged = time.monotonic(), self.publisher.counters.acknowledged
+        if acknowledged != self._acknowledged or not (self.publisher.flowing and self.publisher.in_flight):
+            self._acknowledged, self._progress_s = acknowledged, now_s
+        if now_s - self._progress_s > self._ack_patience_s:
+            return f"nothing was acknowledged in {now_s - self._progress_s:.0f} s, though NATS is connected"
+        if now_s - self._turned_s > STUCK_S:
+            return f"what is done every second was not done in {now_s - self._turned_s:.0f} s"
+        return self.collector.stuck()
+
+    def _live_books(self) -> tuple[int, int]:
+        """How many books are live, and how many should be."""
+        venue = self.collector.venue
+        books = [m.book for m in venue.markets.values() if m.book is not None]
+        return sum(b.live for b in books), len(books) + (venue.keeps_books and len(venue.coming))
+
+    def _nats(self) -> str:
+        return "ok" if self.publisher.flowing else self.publisher.last_error or "not connected"
+
+    def _summary(self, f: Figures) -> dict[str, Any]:
+        """What the state file tells."""
+        minute = int(time.time() // 60)
+        for over in [m for m in self._gaps_by_minute if m <= minute - MINUTES_AN_HOUR]:
+            del self._gaps_by_minute[over]
+        limits = self._memory.limits
+        return {
+            "version": __version__,
+            "live_books": f.gauges["live_books"],
+            "expected_books": f.gauges["expected_books"],
+            "symbols": list(self.exchange.symbols),
+            "last_data_ts_ms": {t: round(at_s * 1000) for t, at_s in f.last_data_s.items()},
+            "gaps_last_hour": self._gaps_by_minute.total(),
+            "memory": {
+                "current_bytes": self._memory.read(),
+                "soft_bytes": limits.soft_mb * MB,
+                "hard_bytes": limits.hard_mb * MB,
+                "soft_exceeded": self._memory.soft_exceeded,
+            },
+            "nats": self._nats(),
+        }
+
     def figures(self) -> Figures:
         """The worker's state now."""
         venue, feeds = self.collector.venue, self.collector.feeds.values()
         books = [m.book for m in venue.markets.values() if m.book is not None]
         heard_s = [b.heard_ns / 1e9 for b in books if b.live]
         counters = self.publisher.counters
+        live, expected = self._live_books()
         resyncs: Counter[str] = Counter()
         for book in books:
             resyncs.update(book.resyncs)
@@ -203,9 +296,10 @@ class Worker:
             publish_errors=counters.errors,
             skipped=counters.skipped,
             last_data_s={tag(kind): at_s for kind, at_s in self._last_s.items()},
+            expected_data=venue.options.data_types,
             gauges={
-                "live_books": sum(b.live for b in books),
-                "expected_books": len(books),
+                "live_books": live,
+                "expected_books": expected,
                 "websocket_connected": sum(f.connected for f in feeds),
                 "websocket_expected": len(venue.sockets()) if venue.ready else 1,
                 "channels_missing": venue.missing_channels,
@@ -259,57 +353,3 @@ def _ids_around(first: AnyPayload, last: AnyPayload) -> tuple[str | None, str | 
         )
         return (str(before) if before >= 0 else None), None
     return None, None
-
-
-async def run_workers(settings: Settings, names: list[str]) -> int:
-    """Run these exchanges in this process until told to stop. Returns the exit status."""
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    reload_text = "SIGHUP: a changed configuration takes effect when the worker is started again"
-    loop.add_signal_handler(signal.SIGHUP, log.warning, reload_text)
-    limits = [settings.memory[n] for n in names]
-    soft_mb, hard_mb = sum(m.soft_mb for m in limits), sum(m.hard_mb for m in limits)
-    memory = Memory(MemoryLimits(soft_mb=soft_mb, hard_mb=hard_mb))
-    workers = [Worker(settings, name, memory) for name in names]
-    running = [asyncio.create_task(w.run(), name=w.name) for w in workers]
-    watching = asyncio.create_task(watch_memory(memory, workers))
-    waiting = asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait([*running, watching, waiting], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        parent.stop_within(STOP_S)
-        for worker in workers:
-            worker.collector.stop()
-        for task in (*running, waiting):
-            task.cancel()
-        await asyncio.wait(running)
-        await asyncio.gather(*(w.stop() for w in workers))
-    failed = next((t for t in running if not t.cancelled() and t.exception() is not None), None)
-    if failed is not None:
-        log.critical("worker failed", exc_info=failed.exception(), extra={"event": "failed"})
-        return 1
-    if watching.done():
-        return EX_TEMPFAIL
-    watching.cancel()
-    log.info("stopped", extra={"event": "stopped"})
-    return 0
-
-
-async def watch_memory(memory: Memory, workers: list[Worker]) -> None:
-    """Warn at the soft limit and go on; return near the hard one, so that the worker stops in good order."""
-    while True:
-        await asyncio.sleep(MEMORY_S)
-        verdict = memory.check()
-        if verdict == "soft":
-            for worker in workers:
-                worker.vitals.warned()
-            text = "memory %.0f MB is above the soft limit of %d MB"
-            log.warning(text, memory.rss_mb(), memory.limits.soft_mb, extra={"event": "memory_soft"})
-        elif verdict == "hard":
-            text = (
-                "memory %.0f MB is near the hard limit of %d MB: stopping in good order, to be started again"
-            )
-            log.error(text, memory.rss_mb(), memory.limits.hard_mb, extra={"event": "memory_hard"})
-            return

@@ -7,9 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from marketprism.control.health import HealthRules, Status, assess, judge, nats_status, report_of
-from marketprism.control.metrics import Labels, Readings
+from marketprism.control.health import (
+    HealthRules,
+    Status,
+    Whole,
+    assess,
+    body,
+    judge,
+    report_of,
+    services_entry,
+)
+from marketprism.control.openapi import document
 from marketprism.control.processes import MB, Figures, LastExit, RunState, WorkerView
+from marketprism.control.shared import Labels, Readings
 
 NOW_S = 1_760_000_000.0
 GOOD = {
@@ -34,6 +44,8 @@ WORKER = WorkerView(
     figures=Figures(32.5, 100 * MB, frozen=False),
 )
 
+LABELS = (("data_type", "funding_rate"), ("exchange", "okx_spot"))
+
 
 def readings(changes: Mapping[str, float | None] | None = None) -> Readings:
     values = {**GOOD, **(changes or {})}
@@ -42,7 +54,7 @@ def readings(changes: Mapping[str, float | None] | None = None) -> Readings:
         for name, value in values.items()
         if value is not None
     }
-    return Readings(samples, {"okx_spot": 12.34})
+    return Readings(samples, {"okx_spot": 12.34}, {"okx_spot": 3})
 
 
 def found(worker: WorkerView = WORKER, /, **changes: float | None) -> tuple[Status, list[str]]:
@@ -126,14 +138,65 @@ def test_the_whole_is_as_ill_as_its_illest_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("connected", "status"),
+    ("told", "status", "count"),
     [
-        ([], "unknown"),
-        ([None], "unknown"),
-        ([True, None], "healthy"),
-        ([True, False], "degraded"),
-        ([False], "unhealthy"),
+        ([], "unknown", 0),
+        ([Status.HEALTHY], "healthy", 1),
+        ([Status.HEALTHY, Status.UNHEALTHY], "degraded", 2),
+        ([Status.UNHEALTHY, Status.UNHEALTHY], "unhealthy", 2),
     ],
 )
-def test_nats_as_the_workers_see_it(connected: list[bool | None], status: str) -> None:
-    assert nats_status(connected) == status
+def test_nats_as_the_workers_see_it(told: list[Status], status: str, count: int) -> None:
+    assert services_entry([{"nats": each} for each in told])["nats"] == {"status": status, "count": count}
+
+
+def test_services_by_the_earlier_names_with_the_workers_that_stand_on_them() -> None:
+    health = judge([WORKER], readings({"live_books": 1.0, "nats_connected": 0.0}), HealthRules(), NOW_S)
+    assert health.services == {
+        "nats": {"status": "unhealthy", "count": 1},
+        "websocket": {"status": "healthy", "count": 1},
+        "orderbook_manager": {"status": "degraded", "count": 1},
+    }
+    assert health.entries["okx_spot"]["services"]["nats"] == {"status": "unhealthy"}
+
+
+def test_reasons_are_told_in_words_too() -> None:
+    health = judge([WORKER], readings({"live_books": 1.0}), HealthRules(), NOW_S)
+    assert health.entries["okx_spot"]["explanations"] == ["1 of 2 books live"]
+    assert health.reasons == ["okx_spot: 1 of 2 books live"]
+    assert health.entries["okx_spot"]["gaps_last_hour"] == 3
+
+
+def test_data_that_never_came_is_stale_when_it_should_have_come() -> None:
+    expected = readings()
+    samples = {**expected.samples, "marketprism_data_expected": {LABELS: 1.0}}
+    report = report_of(replace(expected, samples=samples), "okx_spot", NOW_S)
+    for uptime_s, status, reasons in (
+        (890.0, Status.HEALTHY, []),
+        (910.0, Status.DEGRADED, ["stale_funding_rate"]),
+    ):
+        findings = assess(replace(WORKER, uptime_s=uptime_s), report, HealthRules())
+        assert (findings.status, findings.reasons) == (status, reasons)
+
+
+def test_as_the_requirement_and_the_description_have_it() -> None:
+    """The fields of an existing reader, and every field that the OpenAPI document tells of, no other."""
+    health = judge([WORKER], readings(), HealthRules(), NOW_S)
+    answer = body(health, [WORKER], Whole("launcher", "multiprocess", "3", 3600.9, Figures(1.0, MB)), NOW_S)
+    entry = answer["processes"]["okx_spot"]
+    first = {"status": "healthy", "uptime_seconds": 3600, "mode": "multiprocess"}
+    assert {key: answer[key] for key in first} == first
+    assert list(entry)[:4] == ["status", "cpu_percent", "memory_mb", "uptime_seconds"]
+    assert [entry[key] for key in list(entry)[:4]] == ["healthy", 32.5, 100.0, 3600]
+    schemas = document()["components"]["schemas"]
+    assert answer.keys() == schemas["Health"]["properties"].keys()
+    assert entry.keys() == schemas["Process"]["properties"].keys()
+
+
+def test_a_supervisor_that_is_silent_is_never_healthy() -> None:
+    health = judge([WORKER], readings(), HealthRules(), NOW_S, trouble="systemd does not answer")
+    assert (health.status, health.reasons) == (Status.DEGRADED, ["systemd does not answer"])
+
+
+def test_no_worker_at_all_is_unhealthy() -> None:
+    assert judge([], readings(), HealthRules(), NOW_S).status is Status.UNHEALTHY

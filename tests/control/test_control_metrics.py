@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from marketprism.control.metrics import SharedMetrics
+from marketprism.control.metrics import Totals
+from marketprism.control.shared import SharedMetrics
 
 WRITER = """
 import os, sys
@@ -44,6 +45,13 @@ def test_counts_outlive_a_worker_and_gauges_do_not(tmp_path: Path) -> None:
     assert readings.total("marketprism_publish_latency_seconds_count", "okx_spot") == 2
     assert readings.value("marketprism_live_books", "okx_spot") is None
     assert sorted(file.name for file in tmp_path.glob("*.db")) == ["counter_0.db", "histogram_0.db"]
+
+
+def test_a_total_goes_on_where_a_new_process_begins_at_nothing() -> None:
+    totals = Totals()
+    for reading in (5.0, 7.0, 1.0, 4.0):  # the third is of a new process
+        totals.note(("okx_spot",), reading)
+    assert totals.values == {("okx_spot",): 11.0}
 
 
 def test_unknown_figures_are_none_not_zero(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_figures_of_a_real_process() -> None:
     table = ProcessTable()
     own = table.read(os.getpid())
     assert own is not None
-    assert own.rss_bytes > 5 * MB
+    assert own.memory_bytes > 5 * MB
     assert not own.frozen
     begun = time.process_time()
     while time.process_time() - begun < 0.2:

@@ -192,3 +192,21 @@ def test_a_polled_book_that_comes_too_late_is_no_answer() -> None:
         assert answers.all[1] == ("trades", 200, b"{}")
 
     asyncio.run(with_server(handler, work))
+
+
+def test_it_ends_when_told_to_in_the_moment_something_is_asked() -> None:
+    """As at every stop: what is still missing is asked for, and then all tasks are cancelled."""
+
+    async def main() -> None:
+        answers = Answers()
+        poller = Poller("http://127.0.0.1:9", (Budget("ip", 10, 60),), answers)
+        poller.schedule([Poll.of(Fetch("funding_rate", "X", "/"), 60)])
+        running = asyncio.create_task(poller.run())
+        await until(lambda: bool(answers.all))
+        await asyncio.sleep(0.05)  # it waits for the next poll, or to be asked
+        poller.ask(Fetch("trades", "X", "/"))
+        running.cancel()
+        done, _ = await asyncio.wait([running], timeout=5)
+        assert done, "the cancellation was swallowed"
+
+    asyncio.run(main())

@@ -17,7 +17,7 @@ from chaos.judge import judge
 from chaos.pipeline import ROOT, Pipeline, pipeline
 from marketprism.config import MemoryLimits, load
 from marketprism.simulator import SimulatorOptions
-from marketprism.worker.vitals import Memory
+from marketprism.worker.memory import Memory
 from marketprism.worker.worker import Worker
 
 pytestmark = pytest.mark.skipif(nats_server() is None, reason="no nats-server: run scripts/setup")
@@ -141,7 +141,7 @@ def test_a_publisher_that_has_ended_ends_the_worker(tmp_path: Path) -> None:
         limits = MemoryLimits(soft_mb=8000, hard_mb=9000)
 
         async def run() -> None:
-            worker = Worker(settings, "okx_spot", Memory(limits))
+            worker = Worker(settings, "okx_spot", Memory(limits), tmp_path)
             task = asyncio.create_task(worker.run())
             await until(lambda: worker.publisher.counters.acknowledged > 0, 20, "messages flow")
             await worker.publisher.close()
