@@ -27,7 +27,7 @@ from marketprism.quickstart.figures import Counts, Health, ProcessHealth, Readin
 from marketprism.quickstart.view import View, table
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = [*sorted((ROOT / "scripts").iterdir()), ROOT / ".ci" / "run"]
+SCRIPTS = [*sorted((ROOT / "scripts").iterdir()), ROOT / ".ci" / "run", ROOT / "packaging" / "make-venv"]
 BASH_SCRIPTS = [
     path for path in SCRIPTS if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env bash")
 ]

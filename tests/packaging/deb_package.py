@@ -1,0 +1,120 @@
+"""The Debian package, built once a run, and Debian systems to put it into."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD_DEB = ROOT / "scripts" / "build-deb"
+KEPT = ROOT / "var" / "deb"
+SOURCES = (
+    "CHANGELOG.md",
+    "pyproject.toml",
+    "config",
+    "marketprism",
+    "packaging",
+    "requirements",
+    "scripts",
+    "units",
+)
+BUILD_S = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A built package."""
+
+    path: Path
+
+    def field(self, name: str) -> str:
+        """Of its control file."""
+        return _output("dpkg-deb", "--field", self.path, name).strip()
+
+    def as_version(self, version: str, folder: Path) -> "Package":
+        """The same under another version, as an earlier or later build would be."""
+        tree, made = folder / f"tree-{version}", folder / f"marketprism_{version}_amd64.deb"
+        _output("dpkg-deb", "--raw-extract", self.path, tree)
+        control = tree / "DEBIAN" / "control"
+        control.write_text(
+            control.read_text().replace(f"Version: {self.field('Version')}", f"Version: {version}")
+        )
+        _output("dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, made)
+        shutil.rmtree(tree)
+        return Package(made)
+
+
+@cache
+def package() -> Package:
+    """The package of the tree as it is: built where it is older than that, by one process at a time."""
+    need("dpkg-deb", "apt-get")
+    if os.geteuid() != 0 and not has_debhelper():
+        pytest.skip("the package needs debhelper, or root to make a system that has it")
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with (KEPT / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = max(KEPT.glob("marketprism_*.deb"), key=lambda path: path.stat().st_mtime, default=None)
+        if found is None or found.stat().st_mtime < _newest(ROOT / name for name in SOURCES):
+            found = build(() if has_debhelper() else ("--chroot", "bookworm"))
+        return Package(found)
+
+
+def build(options: Iterable[str]) -> Path:
+    """Run scripts/build-deb; where the package is."""
+    done = subprocess.run([BUILD_DEB, *options], capture_output=True, text=True, timeout=BUILD_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def has_debhelper() -> bool:
+    """Whether scripts/build-deb can do without a system of its own."""
+    return shutil.which("dh") is not None
+
+
+def need(*commands: str) -> None:
+    """Skip the test, by its words, where a command is missing."""
+    missing = [
+        command for command in commands if shutil.which(command, path=os.defpath + ":/usr/sbin:/sbin") is None
+    ]
+    if missing:
+        pytest.skip(f"not on this machine: {', '.join(missing)}")
+
+
+def mmdebstrap() -> Path:
+    """The machine's, or Debian's package unpacked."""
+    found = shutil.which("mmdebstrap")
+    unpacked = KEPT / "tools"
+    program = Path(found) if found else unpacked / "usr/bin/mmdebstrap"
+    if not program.exists():
+        unpacked.mkdir(parents=True, exist_ok=True)
+        get = "apt-get -qq download mmdebstrap && dpkg-deb -x mmdebstrap_*.deb . && rm mmdebstrap_*.deb"
+        subprocess.run(get, shell=True, cwd=unpacked, capture_output=True, check=True)
+    return program
+
+
+def make_debian(tar: Path) -> None:
+    """What an image begins with: Debian 12, without manuals and package lists, as the image debian:12-slim is."""
+    without = [f"--dpkgopt=path-exclude=/usr/share/{kind}/*" for kind in ("doc", "locale", "man")]
+    lists = "--customize-hook=rm -rf $1/var/lib/apt/lists/* $1/var/cache/apt/*"
+    _output(mmdebstrap(), "--quiet", "--variant=minbase", *without, lists, "bookworm", tar)
+
+
+def wheels() -> Path:
+    """The libraries' files that scripts/build-deb fetched."""
+    package()
+    return max(KEPT.glob("wheels-*"), key=lambda path: path.stat().st_mtime)
+
+
+def _newest(paths: Iterable[Path]) -> float:
+    files = (f for path in paths for f in ([path] if path.is_file() else path.rglob("*")))
+    return max(f.stat().st_mtime for f in files if f.is_file() and f.suffix not in (".pyc", ".so"))
+
+
+def _output(*argv: str | Path) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,74 @@
+#!/bin/bash
+# Run by test_deb.py in a fresh Debian without systemd running: the package's life. Each line tells a step; the first that
+# fails ends it. /host holds earlier.deb, this.deb and later.deb.
+set -euo pipefail
+export DEBIAN_FRONTEND=noninteractive
+config=/etc/marketprism/unified_data_collection.yaml
+
+step() { echo "== $*"; }
+fails() { ! "$@" >/dev/null 2>&1; }
+apt() { apt-get -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@" </dev/null; }
+traces() { # what a system looks like, for what is ours or may be
+    find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /host -o -path /tmp -o -path /var/cache \
+        -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/log/apt -o -path /run \) -prune -o -print | sort
+    getent passwd | cut -d: -f1,6
+}
+
+step 'before'
+traces >/tmp/before
+
+step 'installed'
+apt install /host/this.deb | tee /tmp/said
+grep 'systemctl start marketprism.target' /tmp/said | tail -n 1 | grep 'enable --now'
+getent passwd marketprism | grep ':/var/lib/marketprism:'
+[ "$(stat -c %U /var/lib/marketprism /var/log/marketprism | sort -u)" = marketprism ]
+[ ! -e /etc/systemd/system/multi-user.target.wants/marketprism.target ]
+[ "$(which marketprism)" = /usr/bin/marketprism ]
+marketprism check-config
+marketprism version
+dpkg --verify marketprism
+find /usr/lib/marketprism -name '*.so' -printf '%P\n' | sed -n 's|lib/python[^/]*/site-packages/||; s|\.[^/]*$||; s|/|.|gp' | sort >/tmp/modules
+echo '_cffi_backend' >>/tmp/modules
+/usr/lib/marketprism/bin/python -I -c '
+import importlib
+for name in open("/tmp/modules").read().split():
+    importlib.import_module(name)
+print("extension modules load")'
+/usr/lib/marketprism/bin/python -I -c 'from marketprism import _book; print(_book.__file__)'
+systemd-analyze verify /usr/lib/systemd/system/marketprism* 2>&1 | tee /tmp/verified
+fails grep -i marketprism /tmp/verified
+dpkg-query -W -f '${Conffiles}' marketprism | grep -q "$config"
+
+step 'nothing is compiled when it runs'
+before=$(find /usr/lib/marketprism -newer /tmp/said | wc -l)
+[ "$before" = 0 ]
+
+step 'upgraded, with an edited configuration and data'
+echo '# mine' >>$config
+echo data >/var/lib/marketprism/data
+mkdir -p /etc/systemd/system/multi-user.target.wants
+ln -s /usr/lib/systemd/system/marketprism.target /etc/systemd/system/multi-user.target.wants/
+apt install /host/later.deb
+tail -n 1 $config | grep '# mine'
+[ "$(cat /var/lib/marketprism/data)" = data ]
+
+step 'an older one over a newer one keeps everything, too'
+apt install --allow-downgrades /host/earlier.deb
+tail -n 1 $config | grep '# mine'
+marketprism check-config
+
+step 'removed'
+apt remove marketprism
+[ "$(cat /var/lib/marketprism/data)" = data ]
+[ -e $config ] && [ ! -e /usr/lib/marketprism ] && [ ! -e /usr/bin/marketprism ]
+
+step 'installed again'
+apt install /host/this.deb
+tail -n 1 $config | grep '# mine'
+[ "$(cat /var/lib/marketprism/data)" = data ]
+
+step 'purged'
+apt purge marketprism
+traces >/tmp/after
+diff /tmp/before /tmp/after
+step 'done'

@@ -1,0 +1,189 @@
+"""The container image, built and run without a container engine: by buildah, in a chroot, on a base of our own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from deb_package import ROOT, make_debian, need, wheels
+
+BASE = "docker.io/library/debian:12-slim"  # as the Dockerfile names it
+IMAGE = "localhost/marketprism-test"
+LARGEST_BYTES = 250_000_000
+COMPOSE = ROOT / "docker-compose.unified.yml"
+DOCKERFILE = ROOT / "packaging/docker/Dockerfile"
+
+
+class Buildah:
+    """buildah with a store of its own in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._argv = [
+            "buildah",
+            "--root",
+            f"{folder}/root",
+            "--runroot",
+            f"{folder}/run",
+            "--storage-driver",
+            "vfs",
+        ]
+
+    def argv(self, *more: str | Path) -> list[str | Path]:
+        """A command line."""
+        return [*self._argv, *more]
+
+    def __call__(self, *more: str | Path) -> str:
+        """Run it; its output."""
+        done = subprocess.run(self.argv(*more), capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, f"buildah {more[0]}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
+    """With the image built in it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for a system that mmdebstrap makes")
+    need("buildah")
+    folder = tmp_path_factory.mktemp("buildah")
+    buildah = Buildah(folder)
+    make_debian(folder / "base.tar")
+    base = buildah("from", "scratch")
+    buildah("add", "--quiet", base, folder / "base.tar", "/")
+    buildah("commit", "--quiet", base, BASE)
+    buildah("rm", base)
+    (folder / "base.tar").unlink()
+    buildah(
+        "bud", "--isolation=chroot", "--pull-never", "--network=host", "--format=docker",
+        f"--volume={wheels()}:/build/wheels:ro", f"--file={DOCKERFILE}", f"--tag={IMAGE}", ROOT,
+    )  # fmt: skip
+    yield buildah
+    buildah("rmi", "--all", "--force")
+
+
+def test_it_is_small_and_says_what_a_container_needs(buildah: Buildah) -> None:
+    (image,) = json.loads(buildah("images", "--json", IMAGE))
+    inspected = json.loads(buildah("inspect", "--type=image", IMAGE))["Docker"]
+    size_bytes = _size_bytes(image["size"])
+    print(f"\nimage: {size_bytes / 1e6:.0f} MB")
+    assert size_bytes < LARGEST_BYTES
+    config = inspected["config"]
+    assert config["Entrypoint"] == ["marketprism", "launcher"]
+    assert config["User"] == "marketprism"
+    assert set(config["ExposedPorts"]) == {"8087/tcp", "9092/tcp"}
+    assert config["Healthcheck"]["Test"][0] == "CMD"
+
+
+@pytest.mark.parametrize("options", [["--exchange", "okx_spot"], ["--single-process"]])
+def test_it_collects_and_stops_in_good_order(buildah: Buildah, tmp_path: Path, options: list[str]) -> None:
+    nats, monitor, health, metrics = _free_ports(4)
+    container = buildah("from", IMAGE)
+    entry = json.loads(buildah("inspect", container))["Docker"]["config"]["Entrypoint"]
+    tmp_path.chmod(0o777)
+    (tmp_path / "start").write_text(
+        f"""\
+set -e
+echo $$ >/host/launcher.pid
+sed 's/8222/{monitor}/' /etc/marketprism/nats-server.conf >/host/nats.conf
+nats-server --config /host/nats.conf --port {nats} & echo $! >/host/nats.pid
+marketprism simulate --config /etc/marketprism/unified_data_collection.yaml --rate 20 \\
+    --write-config /host/simulated.yaml & echo $! >/host/simulator.pid
+until [ -s /host/simulated.yaml ]; do sleep 0.2; done
+until [ -e /host/config.yaml ]; do sleep 0.2; done
+exec {" ".join(entry)} {" ".join(options)}
+"""
+    )
+    environment = {
+        "MARKETPRISM_CONFIG": "/host/config.yaml",
+        "MARKETPRISM_NATS_URL": f"nats://127.0.0.1:{nats}",
+    }
+    log = (tmp_path / "log").open("wb")
+    run = subprocess.Popen(
+        buildah.argv(
+            "run", "--isolation=chroot", "--network=host", f"--volume={tmp_path}:/host",
+            *(f"--env={name}={value}" for name, value in environment.items()), container, "--", "sh", "/host/start",
+        ),
+        stdout=log, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        simulated = tmp_path / "simulated.yaml"
+        _wait("the simulator", lambda: simulated.exists() and simulated.stat().st_size, run, tmp_path)
+        document = yaml.safe_load(simulated.read_text())
+        document["monitoring"] |= {"health_check": {"port": health}, "metrics": {"port": metrics}}
+        (tmp_path / "config.yaml.new").write_text(yaml.safe_dump(document))
+        (tmp_path / "config.yaml.new").rename(tmp_path / "config.yaml")
+        _wait("healthy", lambda: _status(health) == "healthy", run, tmp_path)
+        pid = int((tmp_path / "launcher.pid").read_text())
+        assert os.stat(f"/proc/{pid}").st_uid == 8087
+        began_s = time.monotonic()
+        os.kill(pid, signal.SIGTERM)
+        assert run.wait(60) == 0, (tmp_path / "log").read_text()[-2000:]
+        print(f"\nstopped after {time.monotonic() - began_s:.1f} s")
+    finally:
+        for kept in tmp_path.glob("*.pid"):
+            if Path(f"/proc/{kept.read_text().strip()}").exists():
+                os.kill(int(kept.read_text()), signal.SIGTERM)
+        run.wait(60)
+        log.close()
+        buildah("rm", container)
+
+
+def test_the_compose_file_is_as_asked_for() -> None:
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    collector = services["collector"]
+    assert collector["mem_limit"] == "4G"
+    assert collector["mem_reservation"] == "1G"
+    assert collector["ports"] == ["8087:8087", "9092:9092"]
+    assert "cpus" not in collector
+    for service in services.values():
+        assert service["read_only"] is True
+        assert (ROOT / service["build"]["dockerfile"]).exists()
+    mounted = {volume.split(":")[0] for service in services.values() for volume in service["volumes"]}
+    named = {name for name in mounted if not name.startswith("./")}
+    assert named == set(yaml.safe_load(COMPOSE.read_text())["volumes"])
+    assert all((ROOT / name).exists() for name in mounted - named)
+
+
+def test_docker_accepts_the_compose_file() -> None:
+    need("docker")
+    done = subprocess.run(
+        ["docker", "compose", "-f", COMPOSE, "config", "--quiet"], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def _free_ports(count: int) -> list[int]:
+    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [holder.getsockname()[1] for holder in holders]
+    for holder in holders:
+        holder.close()
+    return ports
+
+
+def _status(port: int) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+            status: str = json.load(answer)["status"]
+            return status
+    except OSError as e:
+        return str(e)
+
+
+def _wait(what: str, condition: Callable[[], object], run: subprocess.Popen[bytes], folder: Path) -> None:
+    end_s = time.monotonic() + 120
+    while not condition():
+        assert run.poll() is None, (folder / "log").read_text()[-3000:]
+        assert time.monotonic() < end_s, f"{what}: not within 120 s\n{(folder / 'log').read_text()[-3000:]}"
+        time.sleep(0.2)
+
+
+def _size_bytes(text: str) -> float:
+    figure, unit = text.split()
+    return float(figure) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
