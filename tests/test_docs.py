@@ -19,12 +19,14 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
+import yaml
 from captures import capture, of, replay
 
 from chaos.consumer import ConsumerBook
 from marketprism import schemas
 from marketprism.book import Book
 from marketprism.cli import _parser
+from marketprism.config import load
 from marketprism.events import PAYLOADS, OrderBookDelta
 
 ROOT = Path(__file__).parents[1]
@@ -253,6 +255,20 @@ def test_the_rule_sees_the_commands() -> None:
     calls = list(_calls("docs/operating.md"))
     assert ("launcher", ["--exchange"]) in calls
     assert ("record", ["--directory", "--seconds"]) in calls
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if _blocks(name, "yaml") and name != "docs/simulator.md"]
+)
+def test_shown_configurations_are_right(name: str, tmp_path: Path) -> None:
+    for block in _blocks(name, "yaml"):
+        document = yaml.safe_load(block)
+        document.setdefault("exchanges", {"okx_spot": {"symbols": ["BTC-USDT"]}})
+        for exchange in document["exchanges"].values():
+            exchange.setdefault("symbols", ["BTC-USDT"])
+        file = tmp_path / "shown.yaml"
+        file.write_text(yaml.safe_dump(document))
+        assert not load(file, environ={}).warnings, block
 
 
 @pytest.mark.parametrize("name", NAMES)
