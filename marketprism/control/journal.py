@@ -160,9 +160,10 @@ class Journal:
         words = asyncio.create_task(reader.stderr.read())
         try:
             await self._take_all(reader.stdout)
-            return (await words).decode(
-                "utf-8", "replace"
-            ).strip() or f"journalctl ended: {await reader.wait()}"
+            status = (
+                await reader.wait()
+            )  # first: a signal to one that has ended would take its status from asyncio
+            return (await words).decode("utf-8", "replace").strip() or f"journalctl ended: {status}"
         finally:
             words.cancel()
             with contextlib.suppress(ProcessLookupError):
