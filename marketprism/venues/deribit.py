@@ -302,9 +302,8 @@ class Deribit(Venue):
             out.append(Send(connection.conn, call))
 
     def _channels(self, connection: Connection) -> Iterable[str]:
-        return (
-            c for c in self._subscriptions() if c.startswith("book.")
-        )  # a subscription always brings a snapshot
+        # A subscription to a book always brings a snapshot.
+        return (c for c in self._subscriptions() if c.startswith("book."))
 
     def _probe(self) -> str:
         return _call(self.next_id(), "public/test", {})

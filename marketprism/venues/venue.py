@@ -328,9 +328,8 @@ class Venue(ABC):
         markets = [m for i in arrived if (m := self.market(i)) is not None]
         self._follow(before, now_ns, out)
         signs = self._take_up(markets, payloads)
-        for socket in (
-            self.sockets() if self.options.liquidation_symbols else ()
-        ):  # none: those of all instruments
+        # Without a list of symbols the liquidations of all instruments came all the time.
+        for socket in self.sockets() if self.options.liquidation_symbols else ():
             for market in markets:
                 types = self._types_on(socket.name)
                 newest_ms = max((signs.get((market.instrument.id, t), 0) for t in types), default=0)

@@ -386,6 +386,7 @@ async def _cancellable(work: Coroutine[Any, Any, T]) -> T:
     Its `asyncio.wait_for` swallows one that comes together with the answer, on Python before 3.12.
     """
     task = asyncio.create_task(work)
+    task.add_done_callback(lambda t: t.cancelled() or t.exception())  # seen: nobody may be waiting any more
     try:
         await asyncio.wait([task])
     finally:

@@ -1,6 +1,7 @@
 """One connection to a real nats-server: how it ends, and that whoever waits for it is told."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -135,3 +136,47 @@ def test_nothing_waits_once_it_is_closed(box: NatsBox) -> None:
             await link.last_message("S", "trade.a")
 
     play(run)
+
+
+def test_a_cancellation_arrives_even_together_with_the_answer() -> None:
+    """asyncio.wait_for, which nats-py asks with, swallows it then, before Python 3.12."""
+
+    async def main() -> None:
+        answer = asyncio.get_running_loop().create_future()
+
+        async def asks() -> None:
+            await nats_link._cancellable(asyncio.wait_for(answer, 10))
+
+        asking = asyncio.create_task(asks())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        answer.set_result("an answer")
+        asking.cancel()
+        await asyncio.wait([asking], timeout=5)
+        assert asking.cancelled()
+
+    asyncio.run(main())
+
+
+def test_what_fails_after_a_cancellation_is_not_told() -> None:
+    told: list[dict[str, Any]] = []
+
+    async def fails_at_its_end() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            raise LinkError("cannot say goodbye")
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        asking = asyncio.create_task(nats_link._cancellable(fails_at_its_end()))
+        await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.wait([asking], timeout=5)
+        assert asking.cancelled()
+        await asyncio.sleep(0.01)
+        gc.collect()
+
+    asyncio.run(main())
+    assert told == []
