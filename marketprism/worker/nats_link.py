@@ -150,6 +150,16 @@ class _Client(Client):
         super().__init__()
         self._ps = _Parser(self)
 
+    def parting_word(self) -> Exception | None:
+        """The server's last error line that nobody read, None without one.
+
+        A server that refuses a client answers and resets the connection; asyncio's reader raises the reset first.
+        """
+        reader: Any = self._transport._io_reader if isinstance(self._transport, TcpTransport) else None
+        unread = bytes(reader._buffer) if reader is not None else b""
+        found = re.search(rb"^-ERR ([^\r\n]*)\r\n", unread, re.MULTILINE)
+        return nats.errors.Error(found[1].decode("utf-8", "replace")) if found else None
+
     def take_acks_first(self, sid: int, inbox: str) -> None:
         """From now on take plain acknowledgements as they are read: no buffer, no future, no task in between."""
         # A stored message, and nothing else to say of it (NATS ADR-1): what nearly every answer looks like.
@@ -249,8 +259,9 @@ class Link:
         try:
             await self._connect(servers, name, options)
         except Exception as error:
+            why = self._client.parting_word() or self._last_error or error
             await self.close()
-            raise LinkError(_why(self._last_error or error, servers)) from error
+            raise LinkError(_why(why, servers)) from error
         self._opened = True
 
     async def _connect(self, servers: Sequence[str], name: str, options: Mapping[str, Any]) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import logging
+import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,31 @@ def test_nothing_waits_once_it_is_closed(box: NatsBox) -> None:
             await link.last_message("S", "trade.a")
 
     play(run)
+
+
+def test_a_refusal_is_read_though_the_server_resets_the_connection() -> None:
+    attempts = 100
+
+    def refuse(listener: socket.socket) -> None:
+        for _ in range(attempts):
+            client, _ = listener.accept()
+            with client:
+                client.sendall(b'INFO {"max_payload":1048576,"auth_required":true}\r\n')
+                while client.recv(1) != b"\n":
+                    pass  # CONNECT
+                client.recv(1, socket.MSG_PEEK)  # its PING has come: closing with it unread resets
+                client.sendall(b"-ERR 'Authorization Violation'\r\n")
+
+    async def run() -> None:
+        for _ in range(attempts):
+            with pytest.raises(LinkError, match=r"rejects the credentials \(Authorization Violation"):
+                await linked(f"nats://127.0.0.1:{listener.getsockname()[1]}", Watch())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=refuse, args=(listener,), daemon=True)
+        server.start()
+        play(run)
+        server.join()
 
 
 def test_a_cancellation_arrives_even_together_with_the_answer() -> None:
