@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+import platform
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -12,10 +14,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BUILD_DEB = ROOT / "scripts" / "build-deb"
 KEPT = ROOT / "var" / "deb"
 SOURCES = (
     "CHANGELOG.md",
+    "LICENSE",
+    "README.md",
     "pyproject.toml",
     "config",
     "marketprism",
@@ -50,37 +53,70 @@ class Package:
         return Package(made)
 
 
+# Debian's number, which a package's version ends with.
+RELEASES = {"bookworm": "12", "trixie": "13"}
+
+
 @cache
-def package() -> Package:
+def package(suite: str = "bookworm") -> Package:
     """The package of the tree as it is: built where it is older than that, by one process at a time."""
     need("dpkg-deb", "apt-get")
-    if os.geteuid() != 0 and not has_debhelper():
+    if os.geteuid() != 0 and not _builds_here(suite):
         pytest.skip("the package needs debhelper, or root to make a system that has it")
     KEPT.mkdir(parents=True, exist_ok=True)
     with (KEPT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = max(KEPT.glob("marketprism_*.deb"), key=lambda path: path.stat().st_mtime, default=None)
+        built = KEPT.glob(f"marketprism_*+deb{RELEASES[suite]}_*.deb")
+        found = max(built, key=lambda path: path.stat().st_mtime, default=None)
         if found is None or found.stat().st_mtime < _newest(ROOT / name for name in SOURCES):
-            found = build(() if has_debhelper() else ("--chroot", "bookworm"))
+            found = build(suite)
         return Package(found)
 
 
-def build(options: Iterable[str]) -> Path:
-    """Run scripts/build-deb; where the package is."""
-    done = subprocess.run([BUILD_DEB, *options], capture_output=True, text=True, timeout=BUILD_S, check=False)
+def build(suite: str, tree: Path = ROOT, clean: bool = False) -> Path:
+    """Run scripts/build-deb of a tree, `clean`: in a system made for it; where the package is."""
+    options = () if _builds_here(suite) and not clean else ("--chroot", suite)
+    command = [tree / "scripts" / "build-deb", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_S, check=False)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
 
 
-def has_debhelper() -> bool:
+def next_release(version: str, folder: Path, suite: str = "bookworm") -> Package:
+    """What comes after this version: built from a copy of the tree in which a Python file and the version differ."""
+    tree = folder / f"source-{version}"
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, tree / name)
+    for kept in KEPT.glob("wheels-*"):
+        shutil.copytree(kept, tree / "var" / "deb" / kept.name)
+    now = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for name in ("pyproject.toml", "marketprism/__init__.py"):
+        path = tree / name
+        path.write_text(path.read_text().replace(f'"{now}"', f'"{version}"'))
+    changelog = tree / "packaging" / "debian" / "changelog"
+    entry = changelog.read_text()
+    changelog.write_text(entry.replace(f"({now}-", f"({version}-", 1) + "\n" + entry)
+    made = build(suite, tree)
+    kept = shutil.move(made, folder / made.name)
+    shutil.rmtree(tree)
+    return Package(Path(kept))
+
+
+def _builds_here(suite: str) -> bool:
     """Whether scripts/build-deb can do without a system of its own."""
-    return shutil.which("dh") is not None
+    return (
+        shutil.which("dh") is not None and platform.freedesktop_os_release().get("VERSION_CODENAME") == suite
+    )
 
 
 def need(*commands: str) -> None:
     """Skip the test, by its words, where a command is missing."""
     missing = [
-        command for command in commands if shutil.which(command, path=os.defpath + ":/usr/sbin:/sbin") is None
+        command
+        for command in commands
+        if shutil.which(command, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is None
     ]
     if missing:
         pytest.skip(f"not on this machine: {', '.join(missing)}")
@@ -106,9 +142,10 @@ def make_debian(tar: Path) -> None:
 
 
 def wheels() -> Path:
-    """The libraries' files that scripts/build-deb fetched."""
+    """The libraries' files that scripts/build-deb fetched for Debian 12."""
     package()
-    return max(KEPT.glob("wheels-*"), key=lambda path: path.stat().st_mtime)
+    kept = {path.parent for path in KEPT.glob("wheels-*/*-cp311-*")}
+    return max(kept, key=lambda path: path.stat().st_mtime)
 
 
 def _newest(paths: Iterable[Path]) -> float:

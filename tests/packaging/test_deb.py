@@ -85,7 +85,7 @@ def test_a_clean_system_builds_the_same_bytes(deb: Package, tmp_path: Path) -> N
     _need_root()
     here = tmp_path / deb.path.name
     shutil.copy(deb.path, here)
-    there = build(("--chroot", "bookworm"))
+    there = build("bookworm", clean=True)
     same = here.read_bytes() == there.read_bytes()
     assert same, _difference(here, there)
 
@@ -109,6 +109,30 @@ def test_its_life(deb: Package, tmp_path: Path) -> None:
     log = (host / "log").read_text() if (host / "log").exists() else done.stderr
     assert done.returncode == 0, log[-4000:]
     assert log.endswith("== done\n")
+
+
+def test_piuparts_finds_nothing(deb: Package, tmp_path: Path) -> None:
+    """Installed and purged, and upgraded from an earlier build and purged."""
+    _need_root()
+    need("piuparts", "apt-ftparchive")
+    base, archive, log = tmp_path / "base.tar.gz", tmp_path / "archive", tmp_path / "log"
+    minimal = [mmdebstrap(), "--quiet", "--variant=minbase", "--include=eatmydata", "bookworm", base]
+    subprocess.run(minimal, check=True, timeout=BUILD_S)
+    archive.mkdir()
+    deb.as_version("2.9.9-1+deb12", archive)
+    with (archive / "Packages").open("wb") as index:
+        subprocess.run(["apt-ftparchive", "packages", "."], cwd=archive, stdout=index, check=True)
+    done = subprocess.run(
+        [
+            "piuparts", f"--basetgz={base}", "--distribution=bookworm", f"--log-file={log}",
+            f"--bindmount={archive}", f"--extra-repo=deb [trusted=yes] file:{archive} ./", deb.path,
+        ],
+        capture_output=True, timeout=2 * BUILD_S, check=False,
+    )  # fmt: skip
+    text = log.read_text()
+    assert done.returncode == 0, text[-4000:]
+    assert "Unpacking marketprism (3" in text
+    assert "over (2.9.9-1+deb12)" in text
 
 
 def _need_root() -> None:
