@@ -8,9 +8,9 @@ config=/etc/marketprism/unified_data_collection.yaml
 step() { echo "== $*"; }
 fails() { ! "$@" >/dev/null 2>&1; }
 apt() { apt-get -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@" </dev/null; }
-traces() { # what a system looks like, for what is ours or may be
+traces() { # what a system looks like, for what is ours or may be: paths, modes, owners, users
     find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /host -o -path /tmp -o -path /var/cache \
-        -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/log/apt -o -path /run \) -prune -o -print | sort
+        -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/log/apt -o -path /run \) -prune -o -printf '%p %M %u %g\n' | sort
     getent passwd | cut -d: -f1,6
 }
 
