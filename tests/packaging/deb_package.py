@@ -27,6 +27,7 @@ SOURCES = (
     "scripts",
     "units",
 )
+RELEASES = {"bookworm": "12", "trixie": "13"}  # at the end of a package's version
 BUILD_S = 900
 
 
@@ -51,10 +52,6 @@ class Package:
         _output("dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, made)
         shutil.rmtree(tree)
         return Package(made)
-
-
-# Debian's number, which a package's version ends with.
-RELEASES = {"bookworm": "12", "trixie": "13"}
 
 
 @cache
@@ -99,9 +96,9 @@ def next_release(version: str, folder: Path, suite: str = "bookworm") -> Package
     entry = changelog.read_text()
     changelog.write_text(entry.replace(f"({now}-", f"({version}-", 1) + "\n" + entry)
     made = build(suite, tree)
-    kept = shutil.move(made, folder / made.name)
+    moved = made.rename(folder / made.name)
     shutil.rmtree(tree)
-    return Package(Path(kept))
+    return Package(moved)
 
 
 def _builds_here(suite: str) -> bool:

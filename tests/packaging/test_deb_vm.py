@@ -15,7 +15,7 @@ from deb_package import Package, next_release, package
 from machine import EXCHANGES, RATE, CannotRunError, Machine, worker
 
 from chaos.explain import Fired, unexplained
-from chaos.judge import Verdict, judge
+from chaos.judge import WORKER_OF, Verdict, judge
 from chaos.schedule import KINDS, ProcessFault
 
 INSTALL_S = 240  # a promise of 60 s on a machine that nobody shares
@@ -26,8 +26,6 @@ SUITE = os.environ.get("SYSTEMD_VM_SUITE", "bookworm")  # read by scripts/system
 STOPPED = "deribit_derivatives"
 LATER = "99.0.0"
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -y -qq -o Dpkg::Use-Pty=0"
-
-
 SIMULATOR = f"""\
 [Service]
 Type=exec
@@ -78,11 +76,17 @@ def test_the_autopkgtest(vm: Machine) -> None:
     """With exchanges of its own, and data that nobody needs after it."""
     vm.run("sh /host/healthy", START_S + HEAL_S)
     vm.run("systemctl stop simulator.service")
-    gone = "pgrep -u marketprism"
-    vm.wait("no process is left", lambda: vm.attempt(gone).text == "", HEAL_S)
+    vm.wait("no process is left", lambda: vm.attempt("pgrep -u marketprism").text == "", HEAL_S)
     vm.run("rm -r /var/lib/marketprism/*")
 
 
+@pytest.fixture(scope="module")
+def later(vm: Machine) -> None:
+    """Another release, where the machine finds it."""
+    next_release(LATER, vm.folder, SUITE).path.rename(vm.folder / "later.deb")
+
+
+@pytest.mark.usefixtures("later")  # built while nothing is collected yet that has to be judged
 def test_started_it_is_healthy(vm: Machine) -> None:
     _simulate(vm)
     began_s = time.monotonic()
@@ -110,13 +114,6 @@ def test_a_reload_returns_when_it_is_done(vm: Machine) -> None:
     assert vm.show(unit, "ActiveState") == {"ActiveState": "active"}
 
 
-@pytest.fixture(scope="module")
-def later(vm: Machine) -> None:
-    """Another release, where the machine finds it."""
-    next_release(LATER, vm.folder, SUITE).path.rename(vm.folder / "later.deb")
-
-
-@pytest.mark.usefixtures("later")
 def test_an_upgrade_restarts_what_runs_one_by_one_and_loses_nothing(vm: Machine) -> None:
     vm.run(f"systemctl enable marketprism.target && systemctl stop {worker(STOPPED)}", 60)
     before, nats = vm.pids(), vm.show("marketprism-nats.service", "MainPID")
@@ -142,11 +139,15 @@ def test_an_upgrade_restarts_what_runs_one_by_one_and_loses_nothing(vm: Machine)
     away = [Fired(ProcessFault("kill_worker", e), began_ms, _now_ms(vm)) for e in EXCHANGES]
     verdict = vm.wait("every trade, or a word about it", lambda: _faultless(vm), FILL_S, 5)
     print(f"\n{verdict.trades} trades, {verdict.books} states of books, {len(verdict.gaps)} gaps")
+    assert {g["exchange"] + g["market_type"] for g in verdict.gaps} == {w[0] + w[1] for w in WORKER_OF}
     assert verdict.missing == 0  # of trades: REST has them all
     assert unexplained(verdict.gaps, away, KINDS) == []
 
 
 def test_removed_it_stops_and_keeps_what_it_collected(vm: Machine) -> None:
+    vm.run(
+        f"kill -STOP {vm.pids()[STOPPED]}"
+    )  # it has to be killed, and its alert starts while all else stops
     vm.run(f"{APT} remove marketprism", INSTALL_S)
     assert vm.run("systemctl list-units --no-legend --state=active 'marketprism*'") == ""
     assert vm.attempt("pgrep -u marketprism").text == ""
@@ -183,7 +184,7 @@ def _simulate(vm: Machine) -> None:
 
 def _faultless(vm: Machine) -> Verdict | None:
     """The stream of this moment against the truth; None where a hole may still be filled, or told."""
-    vm.run("/usr/lib/marketprism/bin/python -I /host/stored.py /host/stored", HEAL_S)
+    vm.run("/usr/lib/marketprism/bin/python -I /host/stored.py /host/stored", FILL_S)
     (vm.folder / "truth").unlink(missing_ok=True)
     vm.run("systemctl kill --signal=USR1 simulator.service")
     vm.wait("the truth", (vm.folder / "truth").exists, 30)
