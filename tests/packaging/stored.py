@@ -1,4 +1,4 @@
-"""In the machine: trades, books and gaps of the stream into a file, as (subject, payload) in its order, for the judge."""
+"""In the machine: trades, books and gaps of the stream into a file, as (subject, payload), for the judge."""
 
 import asyncio
 import pickle
