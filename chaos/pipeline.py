@@ -195,23 +195,7 @@ class Pipeline:
 
     def messages(self, subject: str = ">") -> list[tuple[str, bytes]]:
         """What the stream holds of a subject with wildcards, in its order."""
-        return asyncio.run(self._messages(subject))
-
-    async def _messages(self, subject: str) -> list[tuple[str, bytes]]:
-        client = await nats.connect(self.nats.url)
-        try:
-            js = client.jetstream()
-            config = ConsumerConfig(filter_subject=subject, ack_policy=AckPolicy.NONE, mem_storage=True)
-            consumer = await js.add_consumer("MARKET_DATA", config)
-            subscription = await js.pull_subscribe_bind(stream="MARKET_DATA", consumer=consumer.name)
-            left = consumer.num_pending
-            found: list[tuple[str, bytes]] = []
-            while len(found) < left:
-                batch = await subscription.fetch(min(1000, left - len(found)), timeout=10)
-                found += [(message.subject, message.data) for message in batch]
-            return found
-        finally:
-            await client.close()
+        return asyncio.run(stored(self.nats.url, subject))
 
     def verdict(self) -> Verdict:
         """Stop the workers and the markets, and hold the stream against the truth."""
@@ -236,6 +220,24 @@ class Pipeline:
         self.stop_workers()
         self.simulator.stop()
         self.nats.stop()
+
+
+async def stored(url: str, subject: str = ">") -> list[tuple[str, bytes]]:
+    """(subject, payload) of what the stream of a server holds, in its order."""
+    client = await nats.connect(url)
+    try:
+        js = client.jetstream()
+        config = ConsumerConfig(filter_subject=subject, ack_policy=AckPolicy.NONE, mem_storage=True)
+        consumer = await js.add_consumer("MARKET_DATA", config)
+        subscription = await js.pull_subscribe_bind(stream="MARKET_DATA", consumer=consumer.name)
+        left = consumer.num_pending
+        found: list[tuple[str, bytes]] = []
+        while len(found) < left:
+            batch = await subscription.fetch(min(1000, left - len(found)), timeout=10)
+            found += [(message.subject, message.data) for message in batch]
+        return found
+    finally:
+        await client.close()
 
 
 @contextmanager
