@@ -7,7 +7,7 @@ this machine received the message. The two clocks may disagree by seconds, in ei
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast
 
 import msgspec
 
@@ -48,6 +48,10 @@ class Payload(msgspec.Struct, kw_only=True, gc=False, tag_field="data_type"):
     ts_ms: int | None  # event time, by the exchange's clock
     collected_ts_ms: int  # receive time, by ours
     publisher: str = "unified-collector"
+
+    if TYPE_CHECKING:  # every Struct has it, but msgspec's types do not tell
+
+        def __copy__(self) -> Self: ...
 
 
 class Trade(Payload, kw_only=True, tag="trade"):

@@ -399,7 +399,7 @@ class Binance(Venue):
         return _request("LIST_SUBSCRIPTIONS", self.next_id())
 
     def _frame(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
-        if data.startswith(b'{"stream":"'):
+        if data[:11] == b'{"stream":"':
             stream = data[11 : data.index(b'"', 11)]
             route = self._routes[stream]
             if route is not None:
@@ -463,11 +463,13 @@ class Binance(Venue):
         if market is None:
             return
         # A recording may hold both kinds; they tell the same trades, under two numberings.
-        number, aggregate = (m.aggregate_id, True) if m.trade_id is None else (m.trade_id, False)
-        if market.aggregates is None:
-            market.aggregates = aggregate
+        number, aggregate = m.trade_id, False
+        if number is None:
+            number, aggregate = m.aggregate_id, True
         if market.aggregates is not aggregate:
-            return
+            if market.aggregates is not None:
+                return
+            market.aggregates = aggregate
         if number is None:
             raise ValueError("trade without an id")
         self.trade(

@@ -286,7 +286,7 @@ class Okx(Venue):
         return out
 
     def _frame(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
-        if data.startswith(b'{"arg":{'):
+        if data[:8] == b'{"arg":{':
             prefix = data[: data.index(b"}")]
             route = self._routes[prefix]
             if route is not None:

@@ -79,6 +79,7 @@ class BookSync:
         self.resyncs: dict[str, int] = {}
         self._options = options
         self._numbering = numbering
+        self._monotone, self._next = numbering.monotone, numbering.follows  # asked of each update
         self._resync = resync
         self._splicing = False  # the next update is the first one after a REST snapshot
         self._pending: deque[tuple[str, Update]] = deque(maxlen=options.book_buffer)
@@ -99,8 +100,10 @@ class BookSync:
         self._base: tuple[int | None, int | None] = None, None  # id and time of the whole book it began with
         self._shown: object = None  # which state the last `orderbook` event told
         self._show_after_ns = options.snapshot_interval_ms * MS
+        # Of the update before: which of each interval it was in, and from when to when neither changes.
         self._slot: int | None = None
         self._checkpoint: int | None = None
+        self._same_from_ms, self._same_to_ms = 0, -1
         self._owed: Gap | None = None  # a hole to be told with the next snapshot (restart)
         self.watch: Callable[[BookSync], None] | None = None  # told of each update that was applied
 
@@ -109,6 +112,22 @@ class BookSync:
         self.instrument = instrument
         self._subject = instrument.subject("orderbook_delta")
         self._ids = instrument.event_id("orderbook_delta", "")  # what all ids begin with
+        # Of each change a copy is made: that costs less than half of what a new one does.
+        self._blank = OrderBookDelta(
+            exchange=instrument.exchange,
+            market_type=instrument.market_type,
+            symbol=instrument.symbol,
+            instrument_id=instrument.id,
+            ts_ms=None,
+            collected_ts_ms=0,
+            update_type="delta",
+            bids=[],
+            asks=[],
+            first_update_id=None,
+            last_update_id=None,
+            prev_update_id=None,
+            quantity_unit=instrument.unit,
+        )
 
     # -- connections -------------------------------------------------------------------------------------------
 
@@ -153,6 +172,17 @@ class BookSync:
     def receive(self, update: Update, conn: str, now_ns: int, out: Out) -> None:
         """An update from the stream."""
         self.heard_ns = now_ns
+        if (
+            self.live
+            and update.last_id is not None
+            and not (self._ahead or self._splicing)
+            and self._next(update, self.last_id)
+        ):
+            self._take(update, now_ns, out)  # nearly always
+        else:
+            self._receive(update, conn, now_ns, out)
+
+    def _receive(self, update: Update, conn: str, now_ns: int, out: Out) -> None:
         if update.last_id is None:
             self._numbered = False
             if conn != self._source and self.live:
@@ -269,8 +299,11 @@ class BookSync:
         if self._ahead and elapsed(now_ns, self._ahead_ns, _AHEAD_NS):
             self._give_up_waiting(now_ns, out)
             return
-        # `elapsed` without its call: this is asked of every book ten times a second.
-        if not 0 <= now_ns - self.heard_ns < self._show_after_ns and self._shown != self._state:
+        # `elapsed` and `_state` without their calls: this is asked of every book ten times a second.
+        if not 0 <= now_ns - self.heard_ns < self._show_after_ns and self._shown != (
+            self.last_id,
+            self.last_ts_ms,
+        ):
             self._show(now_ns, out)
         if not 0 <= now_ns - self._checked_ns < _RECHECK_NS:
             self._checked_ns = now_ns
@@ -318,7 +351,9 @@ class BookSync:
 
     def _take(self, update: Update, now_ns: int, out: Out) -> None:
         """Apply one update that follows, and publish it."""
-        self._maybe_show(update, now_ns, out)
+        ts_ms = update.ts_ms
+        if ts_ms is not None and not self._same_from_ms <= ts_ms < self._same_to_ms:
+            self._interval(ts_ms, now_ns, out)
         try:
             bids, asks = self.book.apply(update.bids, update.asks)
         except ValueError as e:
@@ -331,16 +366,17 @@ class BookSync:
         if self.book.crossed:
             self._defect("crossed", update, now_ns, out)
             return
-        if update.checksum is not None and update.checksum != self.book.checksum():
+        checksum = update.checksum
+        if checksum is not None and checksum != self.book.checksum():
             self._defect("checksum", update, now_ns, out)
             return
         self._splicing = False
         self.last_id = update.last_id
-        self.last_ts_ms = update.ts_ms
-        self.last_checksum = update.checksum
-        if not self._numbering.monotone:
+        self.last_ts_ms = ts_ms
+        self.last_checksum = checksum
+        if not self._monotone:
             self._recent.append((update.prev_id, update.last_id))
-        self._publish("delta", update, bids, asks, now_ns, out)
+        self._publish(False, update, bids, asks, now_ns, out)
         if self._refreshing:
             self._pending.append(("", update))
             self._rebase(now_ns, out)
@@ -474,19 +510,19 @@ class BookSync:
 
     # -- to the world ------------------------------------------------------------------------------------------
 
-    def _maybe_show(self, update: Update, now_ns: int, out: Out) -> None:
+    def _interval(self, ts_ms: int, now_ns: int, out: Out) -> None:
         """Before an update of a new interval: show the book, and publish it whole, as the last interval left it.
 
         Intervals are counted in the exchange's time, so that two collectors show the same book.
         """
-        if update.ts_ms is None:
-            return
-        slot = update.ts_ms // self._options.snapshot_interval_ms
+        slot_ms, checkpoint_ms = self._options.snapshot_interval_ms, self._options.checkpoint_interval_ms
+        slot, checkpoint = ts_ms // slot_ms, ts_ms // checkpoint_ms
+        self._same_from_ms = max(slot * slot_ms, checkpoint * checkpoint_ms)
+        self._same_to_ms = min((slot + 1) * slot_ms, (checkpoint + 1) * checkpoint_ms)
         if slot != self._slot:
             self._slot = slot
             if self._shown != self._state:
                 self._show(now_ns, out)
-        checkpoint = update.ts_ms // self._options.checkpoint_interval_ms
         if checkpoint != self._checkpoint:
             if self._checkpoint is not None:
                 self._publish_snapshot(now_ns, out)
@@ -505,40 +541,32 @@ class BookSync:
     def _publish_snapshot(self, now_ns: int, out: Out) -> None:
         bids, asks = self.book.all()
         whole = Update(bids, asks, self.last_ts_ms, self.last_id, checksum=self.last_checksum)
-        self._publish("snapshot", whole, bids, asks, now_ns, out)
+        self._publish(True, whole, bids, asks, now_ns, out)
 
-    def _publish(self, update_type: str, u: Update, bids: bytes, asks: bytes, now_ns: int, out: Out) -> None:
-        i = self.instrument
-        whole = update_type == "snapshot"
-        book = self.book
-        data = OrderBookDelta(
-            exchange=i.exchange,
-            market_type=i.market_type,
-            symbol=i.symbol,
-            instrument_id=i.id,
-            ts_ms=u.ts_ms,
-            collected_ts_ms=now_ns // MS,
-            update_type="snapshot" if whole else "delta",
-            bids=as_sent(bids),
-            asks=as_sent(asks),
-            first_update_id=u.first_id,
-            last_update_id=u.last_id,
-            prev_update_id=u.prev_id,
-            quantity_unit=i.unit,
-            checksum=u.checksum,
-            exact_from=book.exact_from if whole else None,
-            exact_to=book.exact_to if whole else None,
-        )
-        if u.last_id is None:
-            identity = f"{update_type}:{u.ts_ms}:{u.checksum}"
+    def _publish(self, whole: bool, u: Update, bids: bytes, asks: bytes, now_ns: int, out: Out) -> None:
+        """A change, or the `whole` book."""
+        data = self._blank.__copy__()
+        data.ts_ms = ts_ms = u.ts_ms
+        data.collected_ts_ms = now_ns // MS
+        data.bids = as_sent(bids)
+        data.asks = as_sent(asks)
+        data.first_update_id = first_id = u.first_id
+        data.last_update_id = last_id = u.last_id
+        data.prev_update_id = u.prev_id
+        data.checksum = u.checksum
+        if whole:
+            data.update_type = "snapshot"
+            data.exact_from, data.exact_to = self.book.exact_from, self.book.exact_to
+        if last_id is None:
+            ident = f"{self._ids}{data.update_type}:{ts_ms}:{u.checksum}"
         elif whole:
-            identity = f"snapshot:{u.last_id}:{u.ts_ms}"
+            ident = f"{self._ids}snapshot:{last_id}:{ts_ms}"
+        elif self._monotone:
+            ident = f"{self._ids}{first_id or u.prev_id}-{last_id}"
         else:
             # The time tells OKX's numbers apart that come again after a reset.
-            identity = f"{u.first_id or u.prev_id}-{u.last_id}"
-            if not self._numbering.monotone:
-                identity += f":{u.ts_ms}"
-        out.append(Event(self._subject, self._ids + identity, data))
+            ident = f"{self._ids}{first_id or u.prev_id}-{last_id}:{ts_ms}"
+        out.append(Event(self._subject, ident, data))
 
     def _gap(
         self, cause: GapCause, update: Update | None, detail: str, last_id: int | None, last_ts_ms: int | None

@@ -46,7 +46,7 @@ class TradeLog:
         self.repeated = 0
         self._backfill = backfill
         self._holes: list[Hole] = []  # the first one is being asked for
-        self._failed_ns: int | None = None  # when REST failed, until it is asked again
+        self.failed_ns: int | None = None  # when REST failed, until it is asked again
         self._cause: GapCause = "sequence"  # of the next jump
 
     def resume(self, last_id: int, last_ts_ms: int | None) -> None:
@@ -109,13 +109,13 @@ class TradeLog:
             self._close(hole, now_ns, out)
             self._ask(now_ns, out)
         else:
-            self._failed_ns = now_ns
+            self.failed_ns = now_ns
 
     def tick(self, now_ns: int, out: Out) -> None:
         """Ask again, some time after a failure. (An answer that takes long is waited for: each request has one.)"""
-        if self._failed_ns is not None and self._holes:
+        if self.failed_ns is not None and self._holes:
             pause_ns = min(SECOND << (self._holes[0].attempts - 1), _RETRY_MAX_NS)
-            if elapsed(now_ns, self._failed_ns, pause_ns):
+            if elapsed(now_ns, self.failed_ns, pause_ns):
                 self._ask(now_ns, out)
 
     def close(self, now_ns: int, out: Out) -> None:
@@ -136,7 +136,7 @@ class TradeLog:
 
     def _ask(self, now_ns: int, out: Out) -> None:
         """Ask for the first hole; one that cannot be asked for is told."""
-        self._failed_ns = None
+        self.failed_ns = None
         while self._holes:
             hole = self._holes[0]
             if hole.first > hole.last:
