@@ -11,6 +11,7 @@ from drive import Drive
 
 from marketprism.book import Book
 from marketprism.events import (
+    Event,
     FundingRate,
     Liquidation,
     LsrAllAccount,
@@ -19,8 +20,9 @@ from marketprism.events import (
     OrderBook,
     OrderBookDelta,
     Trade,
+    encode,
 )
-from marketprism.venues.base import Fetch
+from marketprism.venues.base import Fetch, Instrument
 
 S = "BTC-USDT-SWAP"
 BIDS = [["99", "1", "0", "1"], ["98", "2", "0", "1"]]
@@ -757,3 +759,28 @@ def test_linear_without_underlying_is_not_inverse() -> None:
     )
     assert d.venue.describe(S).base_quantity("7", "100") == "0.07"
     assert d.venue.describe("X-USDT-SWAP").base_quantity("7", "100") is None
+
+
+def test_events_begin_as_copies_and_share_nothing() -> None:
+    """Of a figure that one event has and the next has not, nothing is left; a later description is in later events."""
+    d = live()
+    outs = [
+        d.frame(trades(trade(13, count="3"))),
+        d.frame(update(10, 11, bid(2), checksum=None)),
+        d.take(d.venue.republish([S], d.now_ns)),
+    ]
+    first = [encode(item.data) for out in outs for item in out if isinstance(item, Event)]
+    market = d.venue.markets[S]
+    market.describe(Instrument(S, "okx", "perpetual", "BTC-USDT", "base"))
+    d.frame(trades(trade(14)))
+    d.frame(update(11, 12, bid(3)))
+    assert first == [encode(item.data) for out in outs for item in out if isinstance(item, Event)]
+    assert [(x.quantity, x.quantity_unit, x.first_trade_id) for x in d.of(Trade)] == [
+        (None, "contracts", "11"),
+        ("3", "base", None),
+    ]
+    assert [(x.update_type, x.quantity_unit, x.last_update_id) for x in d.of(OrderBookDelta)][1:] == [
+        ("delta", "contracts", 11),
+        ("snapshot", "contracts", 11),
+        ("delta", "base", 12),
+    ]
