@@ -110,7 +110,8 @@ def holes(vm: Machine) -> dict[str, int]:
     return {s: m for s, n in numbers.items() if (m := max(n) - min(n) + 1 - len(set(n)))}
 
 
-@pytest.mark.parametrize("mb_a_second", [1, 50])
+# At 50 MB/s there are 140 ms from the worker's word to its limit, which a busy host does not always give.
+@pytest.mark.parametrize("mb_a_second", [1, 20])
 def test_a_leak_is_warned_of_then_stopped_in_good_order_and_started_again(
     machine: Machine, mb_a_second: int
 ) -> None:
