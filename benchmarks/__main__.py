@@ -11,6 +11,7 @@ from benchmarks import report
 from benchmarks.dialogue import DialogueError
 from benchmarks.environments import EnvironmentUnavailableError
 from benchmarks.everything import everything
+from benchmarks.filling import FillingError
 from benchmarks.floor import floor
 from benchmarks.live import live, sweep
 from benchmarks.load import Load
@@ -19,10 +20,13 @@ from benchmarks.pictures import draw
 from benchmarks.replay import ReplayBenchError, replay
 from benchmarks.scale import scale
 from benchmarks.soak import soak
+from benchmarks.storage import storage
 from marketprism.capture import UnreadableError
 from marketprism.config import OFFERS
 from marketprism.quickstart import stop
 from marketprism.quickstart.children import QuickstartError, StopRequestedError
+from marketprism.storage.asking import ReadingError
+from marketprism.storage.engine import EngineError
 
 EPILOG = """\
   scripts/bench replay CAPTURE...             venue, book and encoding alone: messages/s a core
@@ -32,6 +36,7 @@ EPILOG = """\
   scripts/bench live --sweep --seconds 20     1x, 10x, 20x, ... until it does not hold
   scripts/bench floor                         one worker beside the least that can be done with a message
   scripts/bench scale                         10, 100, 500 symbols and small and large books in one worker
+  scripts/bench storage                       a backlog into the hot store, and how soon an event is found
   scripts/bench soak                          an hour: memory, descriptors, threads
   scripts/bench all --out DIR [CAPTURE...]    all but the soak, in a quarter of an hour: tables, JSON, plot
   scripts/bench plot --out DIR                the plot anew, from the JSON files of DIR
@@ -53,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         UnreadableError,
         EnvironmentUnavailableError,
         DialogueError,
+        EngineError,
+        FillingError,
+        ReadingError,
         OSError,
         ValueError,
     ) as error:
@@ -113,6 +121,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _seconds(long, 3600.0)
     _seed(long)
+    stored = _verb(verbs, "storage", _storage, "rows/s into the hot store, its memory, publication to answer")
+    stored.add_argument(
+        "--events", type=_count, default=3_500_000, help="of the backlog (default: 3500000, over a minute)"
+    )
+    stored.add_argument(
+        "--rate", type=_positive, default=120.0, help="messages per second and exchange (default: 120)"
+    )
+    _seconds(stored, 60.0, "how soon an event is found")
     complete = _verb(verbs, "all", _all, "everything but the soak, in a quarter of an hour")
     complete.add_argument("--out", type=Path, required=True, metavar="DIR", help="for tables, JSON, plot")
     complete.add_argument("--quick", action="store_true", help="windows too short for figures, to try it out")
@@ -216,6 +232,12 @@ def _soak(args: argparse.Namespace) -> Told:
     stop.block()
     result = soak(Load(rate=args.rate, seed=args.seed), args.seconds)
     return report.soak_lines(result), result
+
+
+def _storage(args: argparse.Namespace) -> Told:
+    stop.block()
+    result = storage(args.events, args.rate, args.seconds)
+    return report.storage_lines(result), result
 
 
 def _all(args: argparse.Namespace) -> Told:

@@ -94,7 +94,7 @@ def pipeline(load: Load, *, single_process: bool = False) -> Iterator[Pipeline]:
     """
     with TemporaryDirectory(prefix="marketprism-bench-") as name:
         folder = Path(name)
-        nats, health, metrics = _free_ports(3)
+        nats, health, metrics = free_ports(3)
         nats_url = f"nats://127.0.0.1:{nats}"
         env = {
             "MARKETPRISM_NATS_URL": nats_url,
@@ -104,10 +104,10 @@ def pipeline(load: Load, *, single_process: bool = False) -> Iterator[Pipeline]:
         running: list[Child] = []
         urls = f"http://127.0.0.1:{health}/health", f"http://127.0.0.1:{metrics}/metrics"
         try:
-            _start_nats(running, folder, nats)
+            start_nats(running, folder, nats)
             config = _start_simulator(running, folder, env, load, health, metrics)
             mode = ("--single-process",) if single_process else ()
-            _marketprism(running, folder, env, "launcher", "--config", str(config), *mode)
+            start_marketprism(running, folder, env, "launcher", "--config", str(config), *mode)
             started = Pipeline(running, *urls, nats_url, config)
             children.wait_until(started.is_complete, "all sockets and books", running, _START_TIMEOUT_S)
             yield started
@@ -115,7 +115,7 @@ def pipeline(load: Load, *, single_process: bool = False) -> Iterator[Pipeline]:
             children.stop_all(running)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
@@ -123,7 +123,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _start_nats(running: list[Child], folder: Path, port: int) -> None:
+def start_nats(running: list[Child], folder: Path, port: int) -> None:
     """As config/nats/nats-server.conf has it, but for the ports and the place."""
     config = folder / "nats.conf"
     store = f'jetstream {{ store_dir: "{folder}/store" }}'
@@ -172,6 +172,6 @@ def _shape(exchange: dict[str, Any], name: str, load: Load) -> None:
         exchange["memory"] = _MEMORY
 
 
-def _marketprism(running: list[Child], folder: Path, env: dict[str, str], verb: str, *argv: str) -> None:
+def start_marketprism(running: list[Child], folder: Path, env: dict[str, str], verb: str, *argv: str) -> None:
     command = [sys.executable, "-m", "marketprism", verb, *argv]
     running.append(children.start(verb, command, folder / f"{verb}.log", ROOT, env))

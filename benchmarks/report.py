@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 
 from benchmarks.floor import TARGET, FloorResult
-from benchmarks.live import FIVE, ONE, LiveResult, Run, Step, SweepResult
+from benchmarks.live import FIVE, ONE, Bar, LiveResult, Run, Step, SweepResult
 from benchmarks.peers import PeerFigures, PeersResult
 from benchmarks.processes import ProcessFigures
 from benchmarks.readings import ExchangeFigures, Latency
 from benchmarks.replay import CaptureFigures, ReplayResult
 from benchmarks.scale import Row, ScaleResult
 from benchmarks.soak import Series, SoakResult
+from benchmarks.storage import StorageResult
+
+_PROCESS_HEADER = ("process", "CPU %", "sleeps/s", "RSS start MB", "RSS end", "RSS max", "PSS end")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -84,7 +87,11 @@ def _run_lines(run: Run, rate: float) -> Iterator[str]:
     yield ""
     if run.cpu_us_per_message is not None:
         yield f"CPU of the workers for each message received: {run.cpu_us_per_message:.0f} us"
-    for bar in run.bars:
+    yield from _bar_lines(run.bars)
+
+
+def _bar_lines(bars: Sequence[Bar]) -> Iterator[str]:
+    for bar in bars:
         figure = "nothing measured" if bar.figure is None else f"{bar.figure:.3g} {bar.unit}"
         yield f"{bar.name}: {figure}, target at most {bar.at_most:g} {bar.unit}: {'met' if bar.met else 'NOT MET'}"
 
@@ -117,12 +124,33 @@ def _number(figure: float | None, form: str) -> str:
     return "-" if figure is None else form.format(figure)
 
 
+def storage_lines(result: StorageResult) -> Iterator[str]:
+    """All of `storage`."""
+    backlog, found = result.backlog, result.found
+    yield from result.machine.lines()
+    yield ""
+    yield f"a backlog of {backlog.events:,} events of {backlog.payload_bytes:.0f} bytes, on disk {backlog.lying:,} rows"
+    yield f"taken in {backlog.seconds:.1f} s: {backlog.rows_per_s:,.0f} rows/s, {backlog.slowest_per_s:,.0f} in the"
+    yield f"slowest ten seconds; the machine's other work meanwhile: {backlog.other_cpu_percent:.0f} % of a core"
+    yield ""
+    yield from table(_PROCESS_HEADER, [_process_row(p) for p in backlog.processes])
+    yield ""
+    yield f"{found.rate:g} messages/s an exchange for {found.seconds:.0f} s, asked every {found.asked_every_s:g} s:"
+    yield (
+        f"{found.events:,} events found {found.p50_s:.2f} s after publication (p50), {found.p99_s:.2f} (p99), "
+        f"{found.max_s:.2f} at most"
+    )
+    yield ""
+    yield from table(_PROCESS_HEADER, [_process_row(p) for p in found.processes])
+    yield ""
+    yield from _bar_lines(result.bars)
+
+
 def _process_table(run: Run) -> Iterator[str]:
-    header = ("process", "CPU %", "sleeps/s", "RSS start MB", "RSS end", "RSS max", "PSS end")
     rows = [_process_row(p) for p in run.workers]
     rows.append(_sum_row("workers together", run.workers))
     rows += [_process_row(p) for p in run.others]
-    yield from table(header, rows)
+    yield from table(_PROCESS_HEADER, rows)
 
 
 def _process_row(p: ProcessFigures) -> list[str]:

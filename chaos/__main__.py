@@ -16,10 +16,23 @@ from chaos import report
 from chaos.minimize import minimize
 from chaos.natsbox import nats_server
 from chaos.run import Plan, Say, run
-from chaos.schedule import SLOW, AnyFault, ScheduleError, begin_at, ends_s, line, random_faults, read, write
+from chaos.schedule import (
+    SLOW,
+    STORE_FAULTS,
+    AnyFault,
+    ScheduleError,
+    begin_at,
+    ends_s,
+    line,
+    random_faults,
+    random_process_faults,
+    read,
+    write,
+)
 from marketprism.simulator import WORKERS
 
 SECONDS, EVERY_S = 90.0, 3.0
+INSTANTS = 1000
 SHORT_SECONDS, SHORT_EVERY_S = 8.0, 0.7
 _FIRST_S, _AFTER_S = 2.0, 2.0  # before the first fault and after the last one, in a smaller schedule
 EPILOG = """\
@@ -75,6 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="these faults instead of random ones")
     parser.add_argument(
+        "--storage",
+        type=int,
+        nargs="?",
+        const=INSTANTS,
+        default=0,
+        metavar="N",
+        help="with hot and cold store; kill processes only, compare what is stored, and N books of random instants "
+        f"(default: {INSTANTS})",
+    )
+    parser.add_argument(
         "--short",
         action="store_true",
         help=f"for a quick look: {SHORT_SECONDS:g} s, a fault every {SHORT_EVERY_S:g} s, none that is slow to notice",
@@ -121,10 +144,13 @@ def _plan(args: argparse.Namespace) -> Plan:
     else:
         seconds = args.seconds or (SHORT_SECONDS if args.short else SECONDS)
         every_s = args.every or (SHORT_EVERY_S if args.short else EVERY_S)
-        faults = random_faults(seed, seconds, args.exchanges, every_s)
+        of_what = random_process_faults if args.storage else random_faults
+        faults = of_what(seed, seconds, args.exchanges, every_s)
         if args.short:
             faults = [fault for fault in faults if fault.name not in SLOW]
-    return Plan(seed, seconds, tuple(faults), args.exchanges, args.rate)
+    if not args.storage and any(fault.name in STORE_FAULTS for fault in faults):
+        raise ScheduleError(f"{' and '.join(STORE_FAULTS)} need --storage")
+    return Plan(seed, seconds, tuple(faults), args.exchanges, args.rate, args.storage)
 
 
 def _folder(keep: Path | None) -> Path:
@@ -178,7 +204,8 @@ def _smallest(plan: Plan, folder: Path, minimize_s: float, say: Say) -> list[Any
 def _arguments(plan: Plan, schedule: Path) -> str:
     exchanges = "" if plan.exchanges == WORKERS else f" --exchanges {','.join(plan.exchanges)}"
     rate = "" if plan.rate == 120 else f" --rate {plan.rate:g}"
-    return f"--seed {plan.seed} --schedule {schedule}{exchanges}{rate}"
+    storage = f" --storage {plan.instants}" if plan.instants else ""
+    return f"--seed {plan.seed} --schedule {schedule}{exchanges}{rate}{storage}"
 
 
 def _made(folder: Path) -> Path:

@@ -52,19 +52,23 @@ def judge(messages: Iterable[tuple[str, bytes]], truth: Truth, due: Due | None =
 
     What was collected begins with the first trade published of an instrument; without `due` it ends with the last one.
     """
+    return judge_payloads((json.loads(body) for _, body in messages), truth, due)
+
+
+def judge_payloads(payloads: Iterable[Payload], truth: Truth, due: Due | None = None) -> Verdict:
+    """The same of decoded messages."""
     verdict = Verdict()
     by_instrument: dict[tuple[str, str], list[Payload]] = {one: [] for one in due or ()}
-    for _, body in messages:
-        data = json.loads(body)
+    for data in payloads:
         worker = WORKER_OF.get((data["exchange"], data["market_type"]))
         if worker is not None:  # DVOL belongs to no instrument
             by_instrument.setdefault((worker, data["instrument_id"]), []).append(data)
-    for (worker, instrument), payloads in by_instrument.items():
-        gaps = [p for p in payloads if p["data_type"] == "gap"]
+    for (worker, instrument), of_it in by_instrument.items():
+        gaps = [p for p in of_it if p["data_type"] == "gap"]
         verdict.gaps += gaps
         gaps = [_by_fills(gap, worker, truth) for gap in gaps]
-        _trades(worker, instrument, payloads, gaps, truth, (due or {}).get((worker, instrument)), verdict)
-        _books(worker, instrument, payloads, truth, verdict)
+        _trades(worker, instrument, of_it, gaps, truth, (due or {}).get((worker, instrument)), verdict)
+        _books(worker, instrument, of_it, truth, verdict)
     return verdict
 
 
@@ -153,7 +157,8 @@ def _missing(
     if due is None:
         due = [n for n in fills if n <= max(covered)]
     told = [g for g in gaps if g["affected_data_type"] == "trade"]
-    missing = [fills[n] for n in sorted(due) if n >= min(covered) and n not in covered]
+    begun = min(covered)
+    missing = [fills[n] for n in sorted(due) if n >= begun and n not in covered]
     silent = [f.seq for f in missing if not any(_tells(gap, f) for gap in told)]
     verdict.missing += len(missing)
     if silent:
@@ -171,7 +176,7 @@ def _tells(gap: Payload, fill: TradeRecord) -> bool:
     return start_ms is not None and end_ms is not None and start_ms <= fill.ts_ms <= end_ms
 
 
-class _RealBook:
+class RealBook:
     """The true book in the exchange's texts, carried on from id to id."""
 
     def __init__(self, worker: str, instrument: str, truth: Truth) -> None:
@@ -196,7 +201,7 @@ class _RealBook:
 
 
 def _books(worker: str, instrument: str, payloads: list[Payload], truth: Truth, verdict: Verdict) -> None:
-    book, real = ConsumerBook(), _RealBook(worker, instrument, truth)
+    book, real = ConsumerBook(), RealBook(worker, instrument, truth)
     wrong = 0
     for data in payloads:
         if data["data_type"] == "gap" and data["affected_data_type"] == "orderbook_delta":
@@ -208,15 +213,14 @@ def _books(worker: str, instrument: str, payloads: list[Payload], truth: Truth, 
             verdict.blame(f"{where}: the chain breaks without a gap")
             book.broken = False
         verdict.books += 1
-        differences = _differences(book, real, data["last_update_id"])
-        if differences:
-            verdict.blame(f"{where}: {differences}")
+        if found := differences(book, real, data["last_update_id"]):
+            verdict.blame(f"{where}: {found}")
             wrong += 1
         if wrong == _WRONG_TOLD:  # a wrong book stays wrong
             return
 
 
-def _differences(book: ConsumerBook, real: _RealBook, update_id: int) -> str:
+def differences(book: ConsumerBook, real: RealBook, update_id: int) -> str:
     """Every level held must be real, and every real one within the known window must be held."""
     try:
         real.go_to(update_id)

@@ -27,6 +27,7 @@ from marketprism.simulator import Fault, Simulator, SimulatorOptions, write_conf
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config" / "collector" / "unified_data_collection.yaml"
+CALL_S = 180  # on a machine that is busy with all this
 MARKETPRISM = (sys.executable, "-m", "marketprism")
 
 
@@ -45,7 +46,7 @@ class SimulatorThread:
 
     def call(self, coroutine: Any) -> Any:
         """Run a coroutine on the simulator's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(CALL_S)
 
     def inject(self, fault: str, worker: str, instrument: str | None = None) -> None:
         """One fault, on the simulator's own thread."""
@@ -133,20 +134,26 @@ class Pipeline:
         self.config.write_text(yaml.safe_dump(document))
 
     def run(self, *arguments: str, program: Sequence[str] = MARKETPRISM) -> subprocess.Popen[bytes]:
-        """Start `marketprism …`, or another program in its place, against this configuration."""
+        """Start `marketprism …`, or another program in its place, to be stopped with the workers."""
+        process = self.spawn(*arguments, program=program)
+        self._processes.append(process)
+        return process
+
+    def spawn(
+        self, *arguments: str, program: Sequence[str] = MARKETPRISM, apart: str = ""
+    ) -> subprocess.Popen[bytes]:
+        """Start it against this configuration; the caller sees to its end. `apart`: what its logs' names end in."""
         environment = os.environ | {
             "MARKETPRISM_RUNTIME_DIR": str(self.folder / "run"),
-            "MARKETPRISM_LOG_DIR": str(self.folder / "logs"),
+            "MARKETPRISM_LOG_DIR": str(self.folder / f"logs{apart}"),
         }
         environment.pop("MARKETPRISM_NATS_URL", None)
         environment.pop("NATS_URL", None)
         command = [*program, *arguments, "--config", str(self.config)]
-        with (self.folder / "output.log").open("ab") as output:
-            process = subprocess.Popen(
+        with (self.folder / f"output{apart}.log").open("ab") as output:
+            return subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
             )
-        self._processes.append(process)
-        return process
 
     def health(self) -> dict[str, Any]:
         """The launcher's own word; {} while it does not answer, or not as it should."""
@@ -160,9 +167,9 @@ class Pipeline:
         except (OSError, ValueError):
             return {}
 
-    def output(self) -> str:
+    def output(self, apart: str = "") -> str:
         """What the processes said on their standard streams, and in their logs."""
-        files = [self.folder / "output.log", *sorted((self.folder / "logs").glob("*.log"))]
+        files = [self.folder / f"output{apart}.log", *sorted((self.folder / f"logs{apart}").glob("*.log"))]
         return "\n".join(f"== {f.name}\n{f.read_text()}" for f in files if f.exists())
 
     def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
@@ -217,9 +224,11 @@ class Pipeline:
 
     def stop(self) -> None:
         """Stop what was started, workers first."""
-        self.stop_workers()
-        self.simulator.stop()
-        self.nats.stop()
+        try:
+            self.stop_workers()
+            self.simulator.stop()
+        finally:
+            self.nats.stop()
 
 
 async def stored(url: str, subject: str = ">") -> list[tuple[str, bytes]]:

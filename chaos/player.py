@@ -13,6 +13,7 @@ from typing import ClassVar
 from chaos.explain import Fired
 from chaos.pipeline import Pipeline
 from chaos.schedule import AnyFault, ProcessFault, line
+from chaos.stores import Stores
 
 ORPHANS_GONE_S = 15.0
 """Workers whose launcher was killed stop in good order, for which they have ten seconds."""
@@ -22,11 +23,16 @@ class Player:
     """One run's faults. `fired`: those of processes; `problems`: what went wrong meanwhile."""
 
     def __init__(
-        self, pipeline: Pipeline, launcher: subprocess.Popen[bytes], say: Callable[[str], None]
+        self,
+        pipeline: Pipeline,
+        stores: Stores | None,
+        launcher: subprocess.Popen[bytes],
+        say: Callable[[str], None],
     ) -> None:
         self.fired: list[Fired] = []
         self.problems: list[str] = []
         self._pipeline = pipeline
+        self._stores = stores
         self._launcher = launcher
         self._say = say
 
@@ -100,6 +106,12 @@ class Player:
         yield fault.seconds
         self._pipeline.nats.signal(signal.SIGCONT)
 
+    def _kill_store(self, fault: ProcessFault) -> Iterator[float]:
+        assert self._stores is not None
+        self._stores.kill(fault.worker)
+        yield fault.seconds
+        self._stores.start(fault.worker)
+
     def _pid(self, worker: str) -> int | None:
         """The worker's process; None where it does not run, as after another fault."""
         pid = self._pipeline.health().get("processes", {}).get(worker, {}).get("pid")
@@ -114,6 +126,9 @@ class Player:
         "kill_nats": _kill_nats,
         "nats_away": _nats_away,
         "stop_nats": _stop_nats,
+        "kill_hot": _kill_store,
+        "hot_away": _kill_store,
+        "kill_cold": _kill_store,
     }
 
 

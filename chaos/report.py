@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from chaos.explain import causes
 from chaos.run import Outcome
 from chaos.schedule import Fault
+from chaos.stored import StoredVerdict
 
 _SHOWN = 20
 
@@ -15,8 +16,11 @@ def lines(outcome: Outcome) -> Iterator[str]:
     verdict = outcome.verdict
     fills = f"{verdict.fills:,} fills, {verdict.missing:,} missing and told"
     yield f"{'trades':22}{verdict.trades:>9,} published, of {fills}"
-    yield f"{'books':22}{verdict.books:>9,} states equal to the truth, at as many ids"
+    if outcome.stored is None:
+        yield f"{'books':22}{verdict.books:>9,} states equal to the truth, at as many ids"
     yield f"{'liquidations':22}{verdict.liquidations:>9,} published, all as they happened"
+    if outcome.stored is not None:
+        yield from _stored(outcome.stored)
     yield from _table(
         "gaps told", {f"{kind}, {cause}": n for (kind, cause), n in causes(verdict.gaps).items()}
     )
@@ -31,6 +35,13 @@ def lines(outcome: Outcome) -> Iterator[str]:
         yield f"FAILED  {problem}"
     if len(outcome.problems) > _SHOWN:
         yield f"FAILED  … and {len(outcome.problems) - _SHOWN} more"
+
+
+def _stored(stored: StoredVerdict) -> Iterator[str]:
+    yield from _table(f"stored of {stored.messages:,}", stored.rows)
+    yield f"{'hot, cold, in both':22}{stored.hot:>9,} {stored.cold:,} {stored.both:,}"
+    known = stored.instants - stored.unknown
+    yield f"{'books at instants':22}{known:>9,} equal to the truth, {stored.unknown:,} in told gaps"
 
 
 def _table(title: str, counts: Counter[str] | dict[str, int]) -> Iterator[str]:

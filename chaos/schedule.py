@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from marketprism.simulator import WORKERS, SimulatorError
 from marketprism.simulator.faults import CATALOG, Fault, FaultKind, random_schedule
 
-NATS, LAUNCHER = "nats", "launcher"
+NATS, LAUNCHER, HOT, COLD = "nats", "launcher", "hot", "cold"
 _ANY = frozenset(WORKERS)
 _LIVE_ONLY = frozenset({"orderbook_delta", "liquidation"})
 _NOTHING: frozenset[str] = frozenset()
@@ -26,8 +26,19 @@ PROCESS_FAULTS: dict[str, FaultKind] = {
         "kill -9 of NATS, started again after `seconds`", frozenset({NATS}), True, _NOTHING
     ),
     "stop_nats": FaultKind("NATS stands still (SIGSTOP) for `seconds`", frozenset({NATS}), True, _NOTHING),
+    "kill_hot": FaultKind(
+        "kill -9 of the hot store and its engine, started again at once", frozenset({HOT}), False, _NOTHING
+    ),
+    "hot_away": FaultKind(
+        "kill -9 of the hot store, started again after `seconds`", frozenset({HOT}), True, _NOTHING
+    ),
+    "kill_cold": FaultKind(
+        "kill -9 of the cold store, started again at once", frozenset({COLD}), False, _NOTHING
+    ),
 }
 """The faults that are not the exchanges'."""
+STORE_FAULTS = ("kill_hot", "hot_away", "kill_cold")
+"""Those that need the stores."""
 KINDS: dict[str, FaultKind] = {**CATALOG, **PROCESS_FAULTS}
 
 SLOW = frozenset({
@@ -49,9 +60,9 @@ class ScheduleError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ProcessFault:
-    """A fault of PROCESS_FAULTS. `worker`: a worker, "nats" or "launcher"; `seconds`: how long a lasting one lasts.
+    """A fault of PROCESS_FAULTS. `worker`: a worker, "nats", "launcher", "hot" or "cold".
 
-    Raises ScheduleError for a name or worker that cannot be.
+    `seconds`: how long a lasting one lasts. Raises ScheduleError for a name or worker that cannot be.
     """
 
     name: str
@@ -73,31 +84,40 @@ AnyFault: TypeAlias = Fault | ProcessFault
 
 def random_faults(seed: int, seconds: float, workers: Sequence[str], every_s: float) -> list[AnyFault]:
     """Faults of exchanges about every `every_s`, of our processes a third as often. The same for the same seed."""
-    rng = Random(f"chaos/{seed}")
     faults: list[AnyFault] = list(random_schedule(seed, seconds, workers, every_s))
-    faults += _process_faults(rng, seconds, workers, every_s * _PROCESS_EVERY)
+    names = [name for name in PROCESS_FAULTS if name not in STORE_FAULTS]
+    faults += _process_faults(Random(f"chaos/{seed}"), seconds, workers, every_s * _PROCESS_EVERY, names)
     return sorted(faults, key=lambda fault: fault.at_s)
 
 
+def random_process_faults(
+    seed: int, seconds: float, workers: Sequence[str], every_s: float
+) -> list[AnyFault]:
+    """Faults of our processes, the stores among them, about every `every_s`. The same for the same seed."""
+    return list(_process_faults(Random(f"chaos/{seed}"), seconds, workers, every_s, list(PROCESS_FAULTS)))
+
+
 def _process_faults(
-    rng: Random, seconds: float, workers: Sequence[str], every_s: float
+    rng: Random, seconds: float, workers: Sequence[str], every_s: float, names: Sequence[str]
 ) -> list[ProcessFault]:
     faults: list[ProcessFault] = []
     at_s = rng.uniform(0.2, 1.0) * every_s
     while at_s < seconds:
-        fault = _process_fault(rng, seconds, workers, round(at_s, 1))
+        fault = _process_fault(rng, seconds, workers, round(at_s, 1), names)
         if not any(_collide(fault, other) for other in faults) and _kills(faults, fault) < _KILLS_MAX:
             faults.append(fault)
         at_s += rng.uniform(0.5, 1.5) * every_s
     return faults
 
 
-def _process_fault(rng: Random, seconds: float, workers: Sequence[str], at_s: float) -> ProcessFault:
-    name = rng.choice(list(PROCESS_FAULTS))
+def _process_fault(
+    rng: Random, seconds: float, workers: Sequence[str], at_s: float, names: Sequence[str]
+) -> ProcessFault:
+    name = rng.choice(names)
     (target, *others) = sorted(PROCESS_FAULTS[name].workers)
     if others:
         target = rng.choice(list(workers))
-    low, high = _AWAY_S if name == "nats_away" else _STILL_S
+    low, high = _AWAY_S if name in ("nats_away", "hot_away") else _STILL_S
     lasts_s = round(rng.uniform(low, max(low, min(high, seconds * _AWAY_SHARE))), 1)
     return ProcessFault(name, target, at_s, lasts_s if PROCESS_FAULTS[name].lasting else 0.0)
 

@@ -17,13 +17,14 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from marketprism.config import ConfigError, Settings, load_what_is_right
+from marketprism.config import ConfigError, MemoryLimits, Settings, StorageSettings, load_what_is_right
 
 CONFIG = Path("/etc/marketprism/unified_data_collection.yaml")
 # Root's. A generator finds all else read-only, and what it wrote before is gone when it runs again.
 KEPT = Path("/run/marketprism-generator.json")
 LOG = Path("/dev/kmsg")  # at boot there is no journal yet, and journald reads this
 
+_STATE = "/var/lib/marketprism"  # as the units have it
 _UNITS = "/usr/lib/systemd/system"
 _DROP_IN = "50-configuration.conf"
 _OUR_NATS = {(host, 4222) for host in ("localhost", "127.0.0.1", "::1")}  # as in nats-server.conf
@@ -88,7 +89,7 @@ def run(out: Path, config: Path, kept: Path, log: Path) -> int:
 def _units(config: Path, kept: Path, problems: list[str]) -> Units:
     """By the configuration; where that is wrong, by the last right one, or else by what is right of it."""
     try:
-        settings, wrong = load_what_is_right(config, {})
+        settings, wrong = load_what_is_right(config, {"MARKETPRISM_STATE_DIR": _STATE})
         units = Units()
         notes = list(_describe(settings, units))
     except ConfigError as e:
@@ -111,8 +112,8 @@ def _describe(settings: Settings, units: Units) -> Iterator[str]:
     for name in settings.exchanges:
         units.want(f"marketprism-worker@{name}.service", "marketprism-worker@.service")
     for name, memory in settings.memory.items():
-        limits = f"MemoryHigh={memory.soft_mb}M", f"MemoryMax={memory.hard_mb}M"
-        units.drop_in(f"marketprism-worker@{name}.service", "Service", *limits)
+        units.drop_in(f"marketprism-worker@{name}.service", "Service", *_limits(memory))
+    _describe_storage(settings.storage, units)
     if any(_is_ours(url) for url in settings.nats.servers):
         units.want("marketprism-nats.service", "marketprism-nats.service")
     default = Settings(exchanges={})
@@ -137,6 +138,26 @@ def _describe(settings: Settings, units: Units) -> Iterator[str]:
         if listens != (default.bind_host, default_port):
             text = "ListenStream=" + "{}:{}".format(*listens)
             units.drop_in(f"marketprism-control-{name}.socket", "Socket", "ListenStream=", text)
+
+
+def _describe_storage(storage: StorageSettings, units: Units) -> None:
+    for unit, store, wanted in (
+        ("marketprism-hot.service", storage.hot, storage.enabled),
+        ("marketprism-cold.service", storage.cold, storage.enabled and storage.cold.enabled),
+    ):
+        folder = [] if "://" in store.location else [f"ReadWritePaths={_quoted(f'-{store.location}')}"]
+        units.drop_in(unit, "Service", *_limits(store.memory), *folder)
+        if wanted:
+            units.want(unit, unit)
+
+
+def _limits(memory: MemoryLimits) -> tuple[str, str]:
+    return f"MemoryHigh={memory.soft_mb}M", f"MemoryMax={memory.hard_mb}M"
+
+
+def _quoted(text: str) -> str:
+    """A word of a unit file, whatever is in it (systemd.syntax(7))."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"'
 
 
 def _is_ours(url: str) -> bool:

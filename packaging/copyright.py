@@ -40,8 +40,12 @@ def main(site: str) -> int:
 
 def _licences(found: Distribution) -> list[Path]:
     folder = Path(str(found.locate_file(""))) / f"{_folder(found)}.dist-info"
-    files = (path for path in folder.rglob("*") if re.match(r"LICEN[CS]E|COPYING|NOTICE", path.name))
-    return sorted(files)
+    named = r"LICEN[CS]E|COPYING|NOTICE"
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and (re.match(named, path.name) or path.parent.name == "LICENSES")
+    )
 
 
 def _folder(found: Distribution) -> str:

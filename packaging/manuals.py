@@ -19,7 +19,7 @@ CONFIG = "/etc/marketprism/unified_data_collection.yaml"
 FILES = {
     CONFIG: "What is collected, from whom, and where it goes: unified_data_collection.yaml(5).",
     "/etc/marketprism/nats-server.conf": "The NATS server of this machine, marketprism-nats.service.",
-    "/var/lib/marketprism": "What is kept: the NATS server's store, the control plane's journal cursor.",
+    "/var/lib/marketprism": "What is kept: the NATS server's store, the hot and the cold store.",
     "/var/log/marketprism": "Log files, beside the journal.",
 }
 ENVIRONMENT = {
@@ -30,13 +30,15 @@ ENVIRONMENT = {
     "MARKETPRISM_BIND_HOST": "Address of /health and /metrics, instead of monitoring.bind_host.",
     "MARKETPRISM_LOG_DIR": "Where log files go.",
     "MARKETPRISM_RUNTIME_DIR": "Where workers leave their state and counters.",
+    "MARKETPRISM_STATE_DIR": "Where the hot and the cold store are, unless the configuration says.",
+    "MARKETPRISM_CLICKHOUSE_USER, MARKETPRISM_CLICKHOUSE_PASSWORD": "Login to ClickHouse servers.",
 }
 EXIT = {
     "0": "Done, or stopped on request.",
     "1": "Failed; one line tells why.",
     "2": "The command line is wrong.",
-    "75": "A worker stopped itself near its hard memory limit.",
-    "78": "The configuration is wrong.",
+    "75": "A worker or store stopped itself near its hard memory limit.",
+    "78": "The configuration is wrong, or a store's engine is not installed.",
 }
 SEE_ALSO = (
     "marketprism(1), marketprism.target(7), unified_data_collection.yaml(5), journalctl(1), systemctl(1)"

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "marketprism"
 
 # Room → the other rooms it may import. A room is a module or a package directly under marketprism/.
-_GROUND = {"events", "config", "book", "capture", "logs", "journal", "notify", "parent"}
+_GROUND = {"events", "config", "book", "capture", "logs", "journal", "memory", "notify", "parent"}
 MAY_IMPORT: dict[str, set[str]] = {
     "events": set(),
     "config": set(),
@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parent": set(),
     "book": {"_book"},  # in C
     "journal": set(),
+    "memory": {"config"},
     "notify": set(),
     "logs": {"journal", "parent"},
     "venues": {"events", "book"},

@@ -49,6 +49,20 @@ def test_live_measures_the_whole_pipeline(tmp_path: Path) -> None:
         assert f"| {name} " in told.stdout
 
 
+def test_storage_takes_a_backlog_and_finds_what_is_published(tmp_path: Path) -> None:
+    pytest.importorskip("chdb", reason="storage needs the extra: pip install 'marketprism[embedded]'")
+    told = bench(
+        "storage", "--events", "3000", "--seconds", "3", "--json", tmp_path / "storage.json", timeout_s=300
+    )
+    assert told.returncode == 0, told.stderr
+    found = json.loads((tmp_path / "storage.json").read_text())
+    assert found["backlog"]["lying"] == found["backlog"]["events"] == 3000
+    assert [p["name"] for p in found["backlog"]["processes"]] == ["nats", "hot"]
+    assert found["found"]["events"] > 0
+    assert 0 < found["found"]["p50_s"] <= found["found"]["p99_s"] <= found["found"]["max_s"]
+    assert told.stdout.count("target at most") == 3
+
+
 def check_figures(run: dict[str, Any]) -> None:
     assert run["exchanges"].keys() == EXCHANGES
     for e in run["exchanges"].values():

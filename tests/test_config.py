@@ -62,7 +62,11 @@ def test_the_shipped_file_loads_without_a_warning_and_equals_the_defaults() -> N
             assert exchange.liquidation_symbols == offer.symbols
         assert exchange.orderbook.method == "websocket"
         assert exchange.orderbook.depth_limit == (400 if offer.exchange == "okx" else 500)
-    defaults = config.Settings(exchanges={})
+    storage = config.StorageSettings(
+        hot=config.HotSettings(location="var/storage/hot"),
+        cold=config.ColdSettings(location="var/storage/cold"),
+    )
+    defaults = config.Settings(exchanges={}, storage=storage)
     assert dataclasses.replace(shipped.settings, exchanges={}) == defaults
 
 
@@ -91,7 +95,7 @@ def test_the_keys_of_the_earlier_file_without_effect_are_told_with_their_line() 
     earlier = load(EARLIER, {})
     for path, reason in (
         ("networking.websocket.timeout", ""),
-        ("clickhouse.password", ""),
+        ("clickhouse.password", ": set MARKETPRISM_CLICKHOUSE_USER and MARKETPRISM_CLICKHOUSE_PASSWORD"),
         ("exchanges.okx_spot.orderbook.nats_publish_depth", ": use snapshot_depth"),
         ("nats.max_reconnect_attempts", ": it is always -1, a lost NATS is never given up"),
     ):
@@ -193,6 +197,23 @@ CHANGES: list[tuple[str, str, Any, Any]] = [
     ("monitoring.health_check.port", "health_port", 0, 0),
     ("monitoring.metrics.port", "metrics_port", 1234, 1234),
     ("monitoring.actions_token_file", "actions_token_file", __file__, Path(__file__)),
+    ("storage.enabled", "storage.enabled", True, True),
+    ("storage.hot.location", "storage.hot.location", "http://h:8123", "http://h:8123"),
+    ("storage.hot.cluster", "storage.hot.cluster", "c", "c"),
+    ("storage.hot.port", "storage.hot.port", 1, 1),
+    ("storage.hot.retention_days", "storage.hot.retention_days", 9, 9),
+    ("storage.hot.batch.rows", "storage.hot.batch.rows", 5, 5),
+    ("storage.hot.batch.bytes", "storage.hot.batch.bytes", 2**17, 2**17),
+    ("storage.hot.batch.seconds", "storage.hot.batch.seconds", 3, 3.0),
+    ("storage.hot.memory.soft_mb", "storage.hot.memory.soft_mb", 500, 500),
+    ("storage.hot.memory.hard_mb", "storage.hot.memory.hard_mb", 1000, 1000),
+    ("storage.cold.enabled", "storage.cold.enabled", False, False),
+    ("storage.cold.location", "storage.cold.location", "/srv/cold", "/srv/cold"),
+    ("storage.cold.cluster", "storage.cold.cluster", "c", "c"),
+    ("storage.cold.port", "storage.cold.port", 1, 1),
+    ("storage.cold.delay_minutes", "storage.cold.delay_minutes", 0, 0),
+    ("storage.cold.memory.soft_mb", "storage.cold.memory.soft_mb", 500, 500),
+    ("storage.cold.memory.hard_mb", "storage.cold.memory.hard_mb", 1000, 1000),
     ("recording.enabled", "recording.enabled", True, True),
     ("recording.directory", "recording.directory", "/tmp/x", Path("/tmp/x")),
     ("recording.compression", "recording.compression", "gzip", "gzip"),
@@ -243,6 +264,25 @@ def test_the_table_sets_only_fields_that_exist() -> None:
 def test_no_key_stands_twice_in_the_table() -> None:
     paths = [path for key in KEYS for path in expand(key.path)]
     assert len(paths) == len(set(paths))
+
+
+@pytest.mark.parametrize(
+    ("location", "environ", "found"),
+    [
+        ("x", {}, "var/storage/x"),
+        ("x", {"MARKETPRISM_STATE_DIR": "/var/lib/marketprism"}, "/var/lib/marketprism/x"),
+        ("/srv/x", {"MARKETPRISM_STATE_DIR": "/var/lib/marketprism"}, "/srv/x"),
+        ("https://h", {"MARKETPRISM_STATE_DIR": "/var/lib/marketprism"}, "https://h"),
+    ],
+)
+def test_a_store_s_folder_is_part_of_the_folder_for_state(
+    tmp_path: Path, location: str, environ: dict[str, str], found: str
+) -> None:
+    text = yaml.safe_dump(
+        {"exchanges": {"okx_spot": {}}, "storage": {t: {"location": location} for t in ("hot", "cold")}}
+    )
+    got = loaded(tmp_path, text, **environ).settings.storage
+    assert (got.hot.location, got.cold.location) == (found, found)
 
 
 def test_a_disabled_exchange_has_no_settings(tmp_path: Path) -> None:

@@ -99,6 +99,13 @@ def test_the_shipped_configuration(boot: Boot) -> None:
             f"MemoryHigh={soft}M",
             f"MemoryMax={hard}M",
         ]
+    for name in ("hot", "cold"):
+        assert settings(units, f"marketprism-{name}.service") == [
+            "[Service]",
+            "MemoryHigh=600M",
+            "MemoryMax=900M",
+            f'ReadWritePaths="-/var/lib/marketprism/{name}"',
+        ]
     assert not any("socket" in name for name in units)  # they listen there anyway
 
 
@@ -118,6 +125,29 @@ def test_a_disabled_exchange_is_not_wanted_and_limits_are_the_file_s(boot: Boot)
     assert "marketprism-worker@okx_spot.service" not in wanted(units)
     assert "MemoryHigh=300M" in settings(units, "marketprism-worker@binance_spot.service")
     assert "MemoryMax=400M" in settings(units, "marketprism-worker@binance_spot.service")
+
+
+@pytest.mark.parametrize(
+    ("storage", "stores"),
+    [
+        ({"enabled": False}, set()),
+        ({"enabled": True}, {"marketprism-hot.service", "marketprism-cold.service"}),
+        ({"enabled": True, "cold": {"enabled": False}}, {"marketprism-hot.service"}),
+    ],
+)
+def test_the_stores_run_where_the_configuration_says(
+    boot: Boot, storage: dict[str, Any], stores: set[str]
+) -> None:
+    boot.configure(lambda document: document.update(storage=storage))
+    assert {name for name in wanted(boot.run()) if "hot" in name or "cold" in name} == stores
+
+
+def test_a_store_may_write_where_the_configuration_says(boot: Boot) -> None:
+    storage = {"hot": {"location": '/srv/a "b" 100%'}, "cold": {"location": "http://h:8124"}}
+    boot.configure(lambda document: document.update(storage=storage))
+    units = boot.run()
+    assert r'ReadWritePaths="-/srv/a \"b\" 100%%"' in settings(units, "marketprism-hot.service")
+    assert not any("ReadWritePaths" in line for line in settings(units, "marketprism-cold.service"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import sysconfig
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -81,7 +82,7 @@ def test_setup_is_quick_when_nothing_is_to_do() -> None:
 def test_setup_refuses_an_unknown_argument_in_one_line() -> None:
     refused = _run("scripts/setup", "--devel")
     assert refused.returncode == 1
-    assert refused.stderr == "setup: expected no argument or --dev, got: --devel\n"
+    assert refused.stderr == "setup: expected no argument, --embedded or --dev, got: --devel\n"
 
 
 # --- setup: the order book in C ------------------------------------------------------------------------------------
@@ -231,7 +232,7 @@ def test_a_taken_port_names_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:
         free.close()
         monkeypatch.setattr(quickstart, "PORTS", {numbers[0]: "metrics", numbers[1]: "health"})
         with pytest.raises(QuickstartError) as error:
-            quickstart.check_ports()
+            quickstart.check_ports(storage=False)
     assert f"port {numbers[0]} (metrics) is taken by" in str(error.value)
     assert f"pid {os.getpid()}" in str(error.value)
     assert psutil.Process().name() in str(error.value)
@@ -244,19 +245,22 @@ def test_a_taken_port_names_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(_nats_server() is None, reason="no nats-server; scripts/setup brings one")
 def test_quickstart_shows_data_of_every_exchange_and_leaves_nothing_running() -> None:
     """The one test that needs the fixed ports: they are what quickstart is about."""
+    storage = find_spec("chdb") is not None
     try:
-        quickstart.check_ports()
+        quickstart.check_ports(storage=storage)
     except QuickstartError as taken:
         pytest.skip(str(taken))
     argv = [sys.executable, "-m", "marketprism.quickstart", "--seconds", "12", "--no-view"]
+    argv += [] if storage else ["--no-storage"]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        _, told = process.communicate(timeout=90)
+        _, told = process.communicate(timeout=150)
     assert process.returncode == 0, told
     assert "data flows" in told
+    assert ("data is stored" in told) == storage
     assert "all stopped" in told
     marker = f"MARKETPRISM_QUICKSTART_PID={process.pid}\0".encode()
     assert [pid for pid in psutil.pids() if marker in _environment(pid)] == []
-    quickstart.check_ports()
+    quickstart.check_ports(storage=storage)
 
 
 def _environment(pid: int) -> bytes:
@@ -380,8 +384,14 @@ def _readings() -> list[Reading]:
     )
     before = {"okx_spot": Counts(events=200, latency_buckets={})}
     return [
-        Reading(100.0, health, before, ""),
-        Reading(104.0, health, figures.parse_metrics(_METRICS), "MARKET_DATA 400 messages, 0.1 MB"),
+        Reading(100.0, health, before, "", None),
+        Reading(
+            104.0,
+            health,
+            figures.parse_metrics(_METRICS),
+            "MARKET_DATA 400 messages, 0.1 MB",
+            figures.Stored(1390, 12),
+        ),
     ]
 
 
@@ -409,6 +419,7 @@ def test_data_flows_when_every_exchange_has_published() -> None:
 def test_the_table_is_aligned() -> None:
     title, *lines = table(_readings(), "simulated exchanges", 12.3)
     assert title == "MarketPrism · simulated exchanges · 12 s · healthy · MARKET_DATA 400 messages, 0.1 MB"
+    assert lines.pop() == "hot store: 1,390 rows, 12 messages to go"
     assert len({len(line.removesuffix("  stale_trade")) for line in lines}) == 1
     assert lines[2].split() == [
         "okx_spot",
@@ -433,21 +444,23 @@ class _Terminal(io.StringIO):
 
 def test_a_terminal_is_refreshed_in_place() -> None:
     out = _Terminal()
-    view = View(out, "simulated exchanges", "logs")
+    view = View(out, "simulated exchanges", "logs", stores=True)
     view.draw(_readings(), 1)
     lines = out.getvalue().count("\n")
     view.draw(_readings(), 2)
     assert out.getvalue().count(f"\x1b[{lines}F") == 1
+    assert "marketprism_hot" in out.getvalue()
 
 
 def test_elsewhere_lines_are_added_every_few_seconds() -> None:
     out = io.StringIO()
-    view = View(out, "simulated exchanges", "logs")
+    view = View(out, "simulated exchanges", "logs", stores=False)
     for second in range(15):
         view.draw(_readings(), second)
     assert "\x1b" not in out.getvalue()
     assert out.getvalue().count("MarketPrism ·") == 3
     assert out.getvalue().count("Ctrl-C stops everything.") == 1
+    assert "marketprism_hot" not in out.getvalue()
 
 
 def test_nobody_answering_is_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:

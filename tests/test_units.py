@@ -33,6 +33,7 @@ def load_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("units")
     install(folder / "root")
     document = yaml.safe_load(SHIPPED.read_text())
+    document["storage"] = {"enabled": True, "hot": {"location": '/srv/a "b" 100%'}}
     document["monitoring"] = {"bind_host": "::1", "health_check": {"port": 1}, "metrics": {"port": 2}}
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(document))

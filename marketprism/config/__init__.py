@@ -15,13 +15,17 @@ from marketprism.config.loading import (
 )
 from marketprism.config.offers import DATA_TYPES, OFFERS, PUBLISHED_TYPES, Offer
 from marketprism.config.settings import (
+    BatchSettings,
+    ColdSettings,
     ExchangeSettings,
+    HotSettings,
     MemoryLimits,
     NatsSettings,
     OrderBookSettings,
     PublishSettings,
     RecordingSettings,
     Settings,
+    StorageSettings,
     StreamSettings,
     TlsSettings,
 )
@@ -30,9 +34,12 @@ __all__ = [
     "DATA_TYPES",
     "OFFERS",
     "PUBLISHED_TYPES",
+    "BatchSettings",
+    "ColdSettings",
     "Config",
     "ConfigError",
     "ExchangeSettings",
+    "HotSettings",
     "MemoryLimits",
     "NatsSettings",
     "Offer",
@@ -40,6 +47,7 @@ __all__ = [
     "PublishSettings",
     "RecordingSettings",
     "Settings",
+    "StorageSettings",
     "StreamSettings",
     "TlsSettings",
     "default_path",

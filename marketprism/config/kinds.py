@@ -238,6 +238,18 @@ def _other_spelling(offer: Offer, value: str) -> str:
     return ""
 
 
+def store() -> Kind:
+    """Where a store is: a directory, or a ClickHouse server's URL without credentials."""
+    server = url("http", "https", example="http://host:8123")
+    directory = text("a directory")
+
+    def convert(value: Any) -> str:
+        is_url = isinstance(value, str) and "://" in value
+        return str((server if is_url else directory).convert(value))
+
+    return Kind("a directory, or a ClickHouse server such as http://host:8123", convert)
+
+
 def any_symbol(offers: Iterable[Offer]) -> Kind:
     """An id as at least one of these exchanges writes it."""
     patterns = [offer.symbol_pattern for offer in offers]

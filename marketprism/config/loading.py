@@ -13,15 +13,20 @@ from marketprism.config.found import Found, walk
 from marketprism.config.kinds import BadValueError, did_you_mean, host
 from marketprism.config.offers import OFFERS, POLL_INTERVAL_S, RATIO_TYPES, Offer
 from marketprism.config.settings import (
+    BatchSettings,
+    ColdSettings,
     ExchangeSettings,
+    HotSettings,
     MemoryLimits,
     OrderBookSettings,
     RecordingSettings,
     Settings,
+    StorageSettings,
     default_memory,
 )
 
 _DEFAULT_PATH = Path("config/collector/unified_data_collection.yaml")
+_STORES = Path("var/storage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +93,13 @@ def _settings(found: Found, environ: Mapping[str, str], report: Report) -> Setti
         **found.fields(Settings, "system"),
         **found.fields(Settings, "monitoring"),
         exchanges=_exchanges(found, report),
-        memory={name: _memory(name, limits, found, report) for name, limits in default_memory().items()},
+        memory={
+            name: _memory(f"exchanges.{name}.memory", limits, found, report)
+            for name, limits in default_memory().items()
+        },
         nats=nats_settings(found, environ, report),
         recording=_recording(found),
+        storage=_storage(found, environ, report),
     )
     _check_ports(settings, found, report)
     return _with_bind_host(settings, environ, report)
@@ -123,8 +132,29 @@ def _recording(found: Found) -> RecordingSettings:
     return replace(recording, directory=Path(recording.directory))
 
 
-def _memory(name: str, default: MemoryLimits, found: Found, report: Report) -> MemoryLimits:
-    path = f"exchanges.{name}.memory"
+def _storage(found: Found, environ: Mapping[str, str], report: Report) -> StorageSettings:
+    batch = BatchSettings(**found.fields(BatchSettings, "storage.hot.batch"))
+    memory = {
+        tier: _memory(f"storage.{tier}.memory", default.memory, found, report)
+        for tier, default in (("hot", HotSettings()), ("cold", ColdSettings()))
+    }
+    hot = HotSettings(**found.fields(HotSettings, "storage.hot"), batch=batch, memory=memory["hot"])
+    cold = ColdSettings(**found.fields(ColdSettings, "storage.cold"), memory=memory["cold"])
+    folder = Path(environ.get("MARKETPRISM_STATE_DIR") or _STORES)
+    return StorageSettings(
+        **found.fields(StorageSettings, "storage"),
+        hot=replace(hot, location=_within(folder, hot.location)),
+        cold=replace(cold, location=_within(folder, cold.location)),
+        user=environ.get("MARKETPRISM_CLICKHOUSE_USER", ""),
+        password=environ.get("MARKETPRISM_CLICKHOUSE_PASSWORD", ""),
+    )
+
+
+def _within(folder: Path, location: str) -> str:
+    return location if "://" in location else str(folder / location)
+
+
+def _memory(path: str, default: MemoryLimits, found: Found, report: Report) -> MemoryLimits:
     limits = replace(default, **found.fields(MemoryLimits, path))
     if limits.hard_mb <= limits.soft_mb and not report.bad(path):
         line = found.line(f"{path}.hard_mb") or found.line(path)

@@ -9,7 +9,7 @@ from marketprism.config.offers import OFFERS, POLL_INTERVAL_S, PUBLISHED_TYPES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLimits:
-    """A worker's memory: above `soft_mb` it warns and runs on, at `hard_mb` it stops and starts again."""
+    """A process's memory: above `soft_mb` it warns and runs on, at `hard_mb` it stops and starts again."""
 
     soft_mb: int
     hard_mb: int
@@ -118,6 +118,57 @@ class RecordingSettings:
     rotate_minutes: int = 60
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSettings:
+    """When a batch is stored: so many rows, so many bytes of payload, or so long after its first message."""
+
+    rows: int = 20_000
+    bytes: int = 4 * 1024**2
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HotSettings:
+    """The hot store. `location` is a directory (embedded engine) or a ClickHouse server's URL; `load` makes a relative
+    one part of the folder of both.
+
+    `cluster` names the server's cluster, "" for none. The login is the environment's.
+    """
+
+    location: str = "hot"
+    cluster: str = ""
+    port: int = 8085
+    retention_days: int = 3
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    memory: MemoryLimits = field(default_factory=lambda: MemoryLimits(soft_mb=600, hard_mb=900))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColdSettings:
+    """The cold store. `location` is a directory of Parquet files or a ClickHouse server's URL."""
+
+    enabled: bool = True
+    location: str = "cold"
+    cluster: str = ""
+    port: int = 8086
+    delay_minutes: int = 10
+    memory: MemoryLimits = field(default_factory=lambda: MemoryLimits(soft_mb=600, hard_mb=900))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageSettings:
+    """Both stores, and the login of their ClickHouse servers, which is left out of `repr`.
+
+    `enabled`: whether they run with the workers.
+    """
+
+    enabled: bool = False
+    hot: HotSettings = field(default_factory=HotSettings)
+    cold: ColdSettings = field(default_factory=ColdSettings)
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+
 def default_memory() -> dict[str, MemoryLimits]:
     """The memory limits of all five workers."""
     return {o.name: MemoryLimits(soft_mb=o.soft_mb, hard_mb=o.hard_mb) for o in OFFERS.values()}
@@ -131,6 +182,7 @@ class Settings:
     memory: dict[str, MemoryLimits] = field(default_factory=default_memory)
     nats: NatsSettings = field(default_factory=NatsSettings)
     recording: RecordingSettings = field(default_factory=RecordingSettings)
+    storage: StorageSettings = field(default_factory=StorageSettings)
     log_level: str = "INFO"
     bind_host: str = "127.0.0.1"
     health_port: int = 8087

@@ -141,11 +141,34 @@ def assess(worker: WorkerView, report: ExchangeReport, rules: HealthRules) -> Fi
     if report.heartbeat_age_s is not None:
         _assess_feed(found, worker, report, rules)
         _assess_data(found, worker, report, rules)
+    _assess_memory(found, worker, soft_exceeded=report.soft_exceeded)
+    return found
+
+
+def assess_store(store: WorkerView) -> Findings:
+    """Judge a store, by systemd's word and its own."""
+    found = Findings()
+    if store.state is RunState.ENDED and store.last_exit is None:
+        found.add(Status.DEGRADED, "starting", "has not been started yet")
+        return found
+    if store.state is not RunState.RUNNING:
+        found.add(Status.UNHEALTHY, *_not_running(store))
+        return found
+    if store.figures and store.figures.frozen:
+        found.add(Status.UNHEALTHY, "frozen", "the process is stopped by a signal")
+    if not store.said:
+        found.add(Status.DEGRADED, "starting", "has not begun to store yet")
+    elif store.said.startswith("degraded: "):
+        found.add(Status.DEGRADED, "waiting", store.said.removeprefix("degraded: "))
+    _assess_memory(found, store)
+    return found
+
+
+def _assess_memory(found: Findings, worker: WorkerView, *, soft_exceeded: bool = False) -> None:
     used_bytes = worker.figures.memory_bytes if worker.figures else 0
-    if report.soft_exceeded or 0 < worker.soft_mb * MB < used_bytes:
+    if soft_exceeded or 0 < worker.soft_mb * MB < used_bytes:
         words = f"uses {used_bytes / MB:.0f} MB, soft limit {worker.soft_mb} MB"
         found.add(Status.DEGRADED, "memory_soft", words)
-    return found
 
 
 def _not_running(worker: WorkerView) -> tuple[str, str]:
@@ -202,24 +225,10 @@ def _assess_data(found: Findings, worker: WorkerView, report: ExchangeReport, ru
 
 def process_entry(worker: WorkerView, report: ExchangeReport, found: Findings) -> Json:
     """One entry of `processes`: the four compatible fields first."""
-    figures = worker.figures or Figures(0.0, 0)
-    return {
-        "status": found.status.word,
-        "cpu_percent": round(figures.cpu_percent, 1),
-        "memory_mb": round(figures.memory_bytes / MB, 1),
-        "uptime_seconds": int(worker.uptime_s),
+    return store_entry(worker, found) | {
         "services": {name: {"status": word.word} for name, word in services(report).items()},
         "timestamp": report.heartbeat_s,
-        "reasons": found.reasons,
-        "explanations": found.explanations,
-        "state": worker.state.value,
-        "says": worker.said,
         "process": worker.name,
-        "pid": worker.pid,
-        "restarts": sum(worker.restarts.values()),
-        "last_exit": _exit_entry(worker.last_exit),
-        "memory_soft_mb": worker.soft_mb or None,
-        "memory_hard_mb": worker.hard_mb or None,
         "live_books": report.live_books,
         "expected_books": report.expected_books,
         "websockets": report.sockets,
@@ -231,6 +240,26 @@ def process_entry(worker: WorkerView, report: ExchangeReport, found: Findings) -
         "messages_per_second": round(report.messages_per_second, 1),
         "data_age_s": {kind: round(age_s, 1) for kind, age_s in report.data_age_s.items()},
         "heartbeat_age_s": None if report.heartbeat_age_s is None else round(report.heartbeat_age_s, 1),
+    }
+
+
+def store_entry(store: WorkerView, found: Findings) -> Json:
+    """One entry of `stores`: what there is to say of any process."""
+    figures = store.figures or Figures(0.0, 0)
+    return {
+        "status": found.status.word,
+        "cpu_percent": round(figures.cpu_percent, 1),
+        "memory_mb": round(figures.memory_bytes / MB, 1),
+        "uptime_seconds": int(store.uptime_s),
+        "reasons": found.reasons,
+        "explanations": found.explanations,
+        "state": store.state.value,
+        "says": store.said,
+        "pid": store.pid,
+        "restarts": sum(store.restarts.values()),
+        "last_exit": _exit_entry(store.last_exit),
+        "memory_soft_mb": store.soft_mb or None,
+        "memory_hard_mb": store.hard_mb or None,
     }
 
 
@@ -282,30 +311,42 @@ def _together(found: list[Status]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """All exchanges judged. `entries` is what `processes` shows, by exchange; `services` likewise."""
+    """All judged. `entries` is what `processes` shows, by exchange; `services` and `stores` are shown as they are."""
 
     status: Status
     entries: Mapping[str, Json]
     services: Mapping[str, Json]
+    stores: Mapping[str, Json]
     reasons: list[str]
 
     def statuses(self) -> dict[str, str]:
-        """Exchange → status word."""
-        return {exchange: str(entry["status"]) for exchange, entry in self.entries.items()}
+        """Exchange or store → status word."""
+        return {name: str(entry["status"]) for name, entry in self.everything().items()}
+
+    def everything(self) -> dict[str, Json]:
+        """The entries of exchanges and stores."""
+        return {**self.entries, **self.stores}
 
 
 def judge(
     workers: Iterable[WorkerView], readings: Readings, rules: HealthRules, now_s: float, trouble: str = ""
 ) -> Health:
-    """Judge all workers at Unix time `now_s`; the whole is as ill as its illest part.
+    """Judge all workers at Unix time `now_s`; the whole is as ill as its illest part, and a store that is ill makes it
+    degraded: what it does not take waits in the stream.
 
     `trouble`: why the workers' states may be out of date, in words, or "".
     """
     entries: dict[str, Json] = {}
+    stores: dict[str, Json] = {}
     found_services: list[dict[str, Status]] = []
     overall = Status.DEGRADED if trouble else Status.HEALTHY
     reasons = [trouble] if trouble else []
     for worker in workers:
+        if not worker.exchanges:
+            found = assess_store(worker)
+            stores[worker.name] = store_entry(worker, found)
+            overall = max(overall, min(found.status, Status.DEGRADED))
+            reasons += [f"{worker.name}: {words}" for words in found.explanations]
         for exchange in worker.exchanges:
             report = report_of(readings, exchange, now_s)
             found = assess(worker, report, rules)
@@ -315,7 +356,7 @@ def judge(
             found_services.append(services(report))
     if not entries:
         overall, reasons = Status.UNHEALTHY, [*reasons, "there is no worker"]
-    return Health(overall, entries, services_entry(found_services), reasons)
+    return Health(overall, entries, services_entry(found_services), stores, reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,11 +379,12 @@ def body(health: Health, workers: Iterable[WorkerView], whole: Whole, now_s: flo
         "mode": whole.mode,
         "processes": health.entries,
         "services": health.services,
+        "stores": health.stores,
         "reasons": health.reasons,
         "timestamp": round(now_s, 3),
         "version": whole.version,
         "summary": {
-            "total_processes": len(health.entries),
+            "total_processes": len(health.everything()),
             "healthy_processes": sum(word == "healthy" for word in health.statuses().values()),
             "total_cpu_percent": round(sum(found.cpu_percent for found in figures), 1),
             "total_memory_mb": round(sum(found.memory_bytes for found in figures) / MB, 1),

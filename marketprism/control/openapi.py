@@ -36,13 +36,14 @@ _NAME = {
     "name": "process",
     "in": "path",
     "required": True,
-    "description": "Name of a worker, such as okx_spot.",
+    "description": "Name of a worker, such as okx_spot, or of a store: hot, cold.",
     "schema": {"type": "string"},
 }
 
-_PROCESS = {
+_REQUIRED = ["status", "cpu_percent", "memory_mb", "uptime_seconds", "reasons", "explanations"]
+_STORE: Json = {
     "type": "object",
-    "description": "One worker. An unknown figure is null.",
+    "description": "The hot store or the cold one, as a process; what it holds it tells on a port of its own.",
     "properties": {
         "status": _STATUS,
         "cpu_percent": _NUMBER,
@@ -50,19 +51,27 @@ _PROCESS = {
         "uptime_seconds": _COUNT,
         "reasons": _TEXTS | {"description": "What is missing, by fixed names."},
         "explanations": _TEXTS | {"description": "The same in words."},
-        "services": _SERVICES,
-        "timestamp": {"type": ["number", "null"], "description": "Unix time of its newest figures."},
         "state": {"type": "string", "enum": [state.value for state in RunState]},
         "says": {"type": "string", "description": "Its own line for systemd."},
-        "process": {
-            "type": "string",
-            "description": "The process that runs it; differs in single-process mode.",
-        },
         "pid": {"type": ["integer", "null"]},
         "restarts": _COUNT,
         "last_exit": _LAST_EXIT,
         "memory_soft_mb": {"type": ["integer", "null"]},
         "memory_hard_mb": {"type": ["integer", "null"]},
+    },
+    "required": _REQUIRED,
+}
+_PROCESS = {
+    "type": "object",
+    "description": "One worker. An unknown figure is null.",
+    "properties": {
+        **_STORE["properties"],
+        "services": _SERVICES,
+        "timestamp": {"type": ["number", "null"], "description": "Unix time of its newest figures."},
+        "process": {
+            "type": "string",
+            "description": "The process that runs it; differs in single-process mode.",
+        },
         "live_books": _COUNT,
         "expected_books": _COUNT,
         "websockets": _COUNT,
@@ -80,7 +89,7 @@ _PROCESS = {
         },
         "heartbeat_age_s": {"type": ["number", "null"], "description": "Seconds since its loop last turned."},
     },
-    "required": ["status", "cpu_percent", "memory_mb", "uptime_seconds", "reasons", "explanations"],
+    "required": _REQUIRED,
 }
 
 _HEALTH = {
@@ -91,6 +100,7 @@ _HEALTH = {
         "mode": {"type": "string", "enum": ["multiprocess", "single"]},
         "processes": {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Process"}},
         "services": _SERVICES,
+        "stores": {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Store"}},
         "reasons": _TEXTS | {"description": "Why it is not healthy, in words."},
         "timestamp": _NUMBER | {"description": "Unix time of this answer."},
         "summary": {
@@ -123,7 +133,7 @@ def document() -> Json:
             **{f"/workers/{{process}}/{verb}": _order(verb) for verb in Verb},
         },
         "components": {
-            "schemas": {"Health": _HEALTH, "Process": _PROCESS},
+            "schemas": {"Health": _HEALTH, "Process": _PROCESS, "Store": _STORE},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }

@@ -82,7 +82,7 @@ class ControlPlane:
         return body(self._judge(), self._supervision.workers(), self._whole(), time.time())
 
     def statuses(self) -> dict[str, str]:
-        """Exchange → healthy, degraded or unhealthy."""
+        """Exchange or store → healthy, degraded or unhealthy."""
         return self._judge().statuses()
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
@@ -107,11 +107,11 @@ class ControlPlane:
 
     def tell_changes(self) -> None:
         """Log every change of status since the last call, but not that a worker starts."""
-        for exchange, entry in self._judge().entries.items():
-            before, now = self._statuses.get(exchange), entry["status"]
+        for name, entry in self._judge().everything().items():
+            before, now = self._statuses.get(name), entry["status"]
             if now != before and "starting" not in entry["reasons"]:
-                self._statuses[exchange] = now
-                _tell_status(exchange, before, now, entry["explanations"])
+                self._statuses[name] = now
+                _tell_status(name, before, now, entry["explanations"])
 
     def _judge(self) -> Health:
         found = self._supervision
@@ -132,8 +132,8 @@ class ControlPlane:
         )
 
 
-def _tell_status(exchange: str, before: str | None, now: str, explanations: list[str]) -> None:
+def _tell_status(name: str, before: str | None, now: str, explanations: list[str]) -> None:
     level = {"healthy": logging.INFO, "degraded": logging.WARNING}.get(now, logging.ERROR)
     was = f" (was {before})" if before else ""
     why = f": {', '.join(explanations)}" if explanations else ""
-    log.log(level, "%s is %s%s%s", exchange, now, was, why, extra={"event": "health"})
+    log.log(level, "%s is %s%s%s", name, now, was, why, extra={"event": "health"})

@@ -52,7 +52,7 @@ class LastExit:
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A worker as its supervisor sees it; `exchanges` has several names in single-process mode only.
+    """A worker as its supervisor sees it; `exchanges` has several names in single-process mode only, none for a store.
 
     `soft_mb`, `hard_mb`: 0 where there is no limit. `said`: its own line for systemd, or "".
     """

@@ -76,7 +76,8 @@ class _Questions:
         return _judged(self._plane.health())
 
     async def one(self, request: web.Request) -> web.Response:
-        processes = self._plane.health()["processes"]
+        health = self._plane.health()
+        processes = health["processes"] | health["stores"]
         name = request.match_info["process"]
         return _judged(processes[name]) if name in processes else _unknown(name, processes)
 

@@ -22,7 +22,7 @@ from marketprism.control.journal import Journal
 from marketprism.control.kept import Kept
 from marketprism.control.plane import ControlPlane
 from marketprism.control.shared import SharedMetrics
-from marketprism.control.systemd import Systemd, unit_name
+from marketprism.control.systemd import STORES, Systemd, unit_name
 from marketprism.notify import Notifier
 
 _LOOK_EVERY_S = 1.0
@@ -73,7 +73,7 @@ class Service:
         self._kept = Kept(options.state_dir / "control.json")
         events = Events()
         units = [unit_name(exchange) for exchange in options.exchanges]
-        others = [f"marketprism-{name}.service" for name in ("control", "nats")]
+        others = [*(f"marketprism-{name}.service" for name in ("control", "nats")), *STORES.values()]
         self._journal = Journal(self._kept, events, sinks.write_line, [*units, *others])
         self._systemd = Systemd(self._kept, shared, events)
         self._plane = ControlPlane(self._systemd, shared)
@@ -134,7 +134,7 @@ class Service:
         words = self._plane.statuses()
         healthy = sum(word == "healthy" for word in words.values())
         ill = "".join(f", {name} {word}" for name, word in words.items() if word != "healthy")
-        return f"{healthy}/{len(words)} workers healthy{ill}"
+        return f"{healthy}/{len(words)} processes healthy{ill}"
 
 
 def _actions(token_file: Path | None) -> Actions:

@@ -1,4 +1,4 @@
-"""The workers as systemd runs them: marketprism-worker@EXCHANGE.service, as marketprism.target wants them."""
+"""Workers and stores as systemd runs them: marketprism-worker@EXCHANGE.service, as marketprism.target wants them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from marketprism.control.units import Units, UnitsError, UnitState
 
 TARGET = "marketprism.target"
 WORKER_PREFIX = "marketprism-worker@"
+STORES = {"hot": "marketprism-hot.service", "cold": "marketprism-cold.service"}
 
 _ASK_EVERY_S = 10.0  # changes are told; this is for what was missed
 _SAMPLE_S = 1.0
@@ -47,8 +48,15 @@ log = logging.getLogger(__name__)
 
 
 def unit_name(worker: str) -> str:
-    """The worker's unit."""
-    return f"{WORKER_PREFIX}{worker}.service"
+    """The unit of a worker, or of a store."""
+    return STORES.get(worker) or f"{WORKER_PREFIX}{worker}.service"
+
+
+def worker_name(unit: str) -> str:
+    """The worker or store that a unit is of; "" for other units."""
+    if unit.startswith(WORKER_PREFIX):
+        return unit.removeprefix(WORKER_PREFIX).removesuffix(".service")
+    return next((store for store, of_store in STORES.items() if of_store == unit), "")
 
 
 @dataclass(slots=True)
@@ -131,7 +139,7 @@ class Systemd:
     # -- as the control plane asks -----------------------------------------------------------------------------
 
     def workers(self) -> tuple[WorkerView, ...]:
-        """All that the target wants, and those that run besides."""
+        """All that the target wants, and those that run besides; stores, too."""
         return tuple(
             _view(found, self._limits) for found in self._workers.values() if found.state is not None
         )
@@ -239,12 +247,9 @@ class Systemd:
 
     async def _ask_all(self, units: Units) -> None:
         wanted = await units.wants(TARGET)
-        listed = await units.listed(f"{WORKER_PREFIX}*.service")
-        names = {
-            unit.removeprefix(WORKER_PREFIX).removesuffix(".service")
-            for unit in [*wanted, *(unit for unit, active in listed.items() if active != "inactive")]
-            if unit.startswith(WORKER_PREFIX)
-        }
+        listed = await units.listed(f"{WORKER_PREFIX}*.service", *STORES.values())
+        found = [*wanted, *(unit for unit, active in listed.items() if active != "inactive")]
+        names = {worker_name(unit) for unit in found} - {""}
         for gone in self._workers.keys() - names:
             del self._workers[gone]
         for name in sorted(names):
@@ -253,7 +258,7 @@ class Systemd:
             await self._ask(units, unit_name(name))
 
     async def _ask(self, units: Units, unit: str) -> None:
-        worker = self._workers.get(unit.removeprefix(WORKER_PREFIX).removesuffix(".service"))
+        worker = self._workers.get(worker_name(unit))
         if worker is None:
             return
         state = await units.state(unit)
@@ -307,7 +312,7 @@ def _view(worker: _Worker, limits: SoftLimits) -> WorkerView:
     running = state.main_pid > 0
     return WorkerView(
         name=worker.name,
-        exchanges=(worker.name,),
+        exchanges=() if worker.name in STORES else (worker.name,),
         state=run_state(state),
         pid=state.main_pid or None,
         uptime_s=time.monotonic() - state.started_s if running else 0.0,

@@ -101,9 +101,9 @@ class Units:
         """The units that `target` wants. Raises UnitsError."""
         return list(await self._property(_path(target), _UNIT, "Wants"))
 
-    async def listed(self, pattern: str) -> dict[str, str]:
-        """Loaded units whose name matches: name → ActiveState. Raises UnitsError."""
-        found = await self._manager("ListUnitsByPatterns", "asas", [[], [pattern]])
+    async def listed(self, *patterns: str) -> dict[str, str]:
+        """Loaded units whose name matches one: name → ActiveState. Raises UnitsError."""
+        found = await self._manager("ListUnitsByPatterns", "asas", [[], [*patterns]])
         return {str(unit[0]): str(unit[3]) for unit in found[0]}
 
     async def follow(self, unit: str) -> None:

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import yaml
+
 from marketprism.control import ports
 from marketprism.quickstart import children, figures, stop
 from marketprism.quickstart.children import Child, QuickstartError, StopRequestedError
@@ -21,11 +23,14 @@ LOGS = ROOT / "logs"
 VAR = ROOT / "var"
 SHIPPED_CONFIG = ROOT / "config/collector/unified_data_collection.yaml"
 NATS_CONFIG = ROOT / "config/nats/nats-server.conf"
+SIMULATED = VAR / "quickstart"
 SIMULATED_CONFIG = VAR / "quickstart.yaml"
 Show = Callable[[Sequence[Reading], float], None]
 PORTS = {4222: "NATS", 8222: "NATS monitoring", 8087: "health", 9092: "metrics"}
+STORE_PORTS = {8085: "the hot store", 8086: "the cold store"}
 
 _START_TIMEOUT_S = 30.0
+_STORE_TIMEOUT_S = 60.0  # the engine is half a gigabyte to read, the first time
 _READ_EVERY_S = 1.0
 _WINDOW = 11  # readings that rates and latencies are taken over
 
@@ -36,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop.block()
     running: list[Child] = []
     try:
-        check_ports()
-        _start_all(running, live=options.live)
+        check_ports(storage=options.storage)
+        _start_all(running, options)
         return _watch(running, options)
     except StopRequestedError:
         return 0
@@ -51,12 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/quickstart",
-        description="Start NATS, simulated exchanges and all workers here, and show the data flow.",
+        description="Start NATS, simulated exchanges, all workers and the stores here, and show the data flow.",
         epilog="Ctrl-C stops everything, a second one at once. Without --live nothing leaves this machine.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--live", action="store_true", help=f"the real exchanges, by {SHIPPED_CONFIG.relative_to(ROOT)}"
+    )
+    parser.add_argument(
+        "--no-storage", dest="storage", action="store_false", help="nothing is stored but in NATS"
     )
     parser.add_argument(
         "--seconds", type=float, metavar="N", help="stop after N seconds; exit 1 if no data came"
@@ -67,10 +75,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check_ports() -> None:
+def check_ports(*, storage: bool) -> None:
     """Raises QuickstartError naming every port of ours that is taken, and by whom."""
     taken: list[str] = []
-    for port, purpose in PORTS.items():
+    for port, purpose in (PORTS | STORE_PORTS if storage else PORTS).items():
         try:
             ports.bind("127.0.0.1", port, purpose).close()
         except ports.PortError as exc:
@@ -85,12 +93,16 @@ def check_ports() -> None:
     raise QuickstartError("\n  ".join(["cannot start:", *taken]))
 
 
-def _start_all(running: list[Child], *, live: bool) -> None:
-    _start_nats(running, live=live)
-    config = SHIPPED_CONFIG if live else _start_simulator(running)
+def _start_all(running: list[Child], options: argparse.Namespace) -> None:
+    _start_nats(running, live=options.live)
+    config = SHIPPED_CONFIG if options.live else _start_simulator(running)
     _say("starting the workers")
     running.append(_marketprism("launcher", "launcher", "--config", str(config)))
     children.wait_until(lambda: figures.read() is not None, "health on port 8087", running, _START_TIMEOUT_S)
+    if options.storage:
+        _say("starting the stores")
+        running += [_marketprism(name, name, "--config", str(config), batch=True) for name in ("hot", "cold")]
+        children.wait_until(figures.stores_are_up, "the stores", running, _STORE_TIMEOUT_S)
 
 
 def _start_nats(running: list[Child], *, live: bool) -> None:
@@ -98,7 +110,7 @@ def _start_nats(running: list[Child], *, live: bool) -> None:
 
     The server stores where it is started: its configuration names a folder relative to that.
     """
-    folder = ROOT if live else VAR / "quickstart"
+    folder = ROOT if live else SIMULATED
     if not live:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,6 +127,9 @@ def _start_simulator(running: list[Child]) -> Path:
     argv = ("simulate", "--config", str(SHIPPED_CONFIG), "--write-config", str(SIMULATED_CONFIG))
     running.append(_marketprism("simulator", *argv))
     children.wait_until(_config_is_written, "the simulated exchanges", running, _START_TIMEOUT_S)
+    document = yaml.safe_load(SIMULATED_CONFIG.read_text())
+    document["storage"] = {name: {"location": str(SIMULATED / name)} for name in ("hot", "cold")}
+    SIMULATED_CONFIG.write_text(yaml.safe_dump(document, sort_keys=False))
     return SIMULATED_CONFIG
 
 
@@ -123,15 +138,15 @@ def _config_is_written() -> bool:
     return SIMULATED_CONFIG.exists() and SIMULATED_CONFIG.stat().st_size > 0
 
 
-def _marketprism(name: str, *argv: str) -> Child:
+def _marketprism(name: str, *argv: str, batch: bool = False) -> Child:
     env = {"MARKETPRISM_RUNTIME_DIR": str(VAR / "run"), "MARKETPRISM_LOG_DIR": str(LOGS)}
     command = [sys.executable, "-m", "marketprism", *argv]
-    return children.start(f"the {name}", command, LOGS / f"quickstart_{name}.log", ROOT, env)
+    return children.start(f"the {name}", command, LOGS / f"quickstart_{name}.log", ROOT, env, batch=batch)
 
 
 def _watch(running: Sequence[Child], options: argparse.Namespace) -> int:
     """Show what happens until it is time to stop."""
-    show = _teller() if options.no_view else _view(live=options.live)
+    show = _teller() if options.no_view else _view(options)
     readings: deque[Reading] = deque(maxlen=_WINDOW)
     began = time.monotonic()
     running_s = 0.0
@@ -147,21 +162,24 @@ def _watch(running: Sequence[Child], options: argparse.Namespace) -> int:
     return 0 if readings and flows(readings[-1]) else 1
 
 
-def _view(*, live: bool) -> Show:
-    source = "real exchanges" if live else "simulated exchanges"
-    return View(sys.stdout, source, str(LOGS.relative_to(ROOT))).draw
+def _view(options: argparse.Namespace) -> Show:
+    source = "real exchanges" if options.live else "simulated exchanges"
+    return View(sys.stdout, source, str(LOGS.relative_to(ROOT)), stores=options.storage).draw
 
 
 def _teller() -> Show:
-    told = False
+    told = told_stored = False
 
     def tell(readings: Sequence[Reading], running_s: float) -> None:
-        nonlocal told
+        nonlocal told, told_stored
         newest = readings[-1]
         if not told and flows(newest):
             events = sum(int(counts.events) for counts in newest.counts.values())
             _say(f"data flows: {events:,} events in {running_s:.1f} s")
             told = True
+        if not told_stored and newest.stored is not None and newest.stored.rows:
+            _say(f"data is stored: {newest.stored.rows:,} rows in {running_s:.1f} s")
+            told_stored = True
 
     return tell
 

@@ -18,6 +18,7 @@ HEALTH_URL = "http://127.0.0.1:8087/health"
 METRICS_URL = "http://127.0.0.1:9092/metrics"
 NATS_HEALTH_URL = "http://127.0.0.1:8222/healthz"
 NATS_STREAMS_URL = "http://127.0.0.1:8222/jsz?streams=true"
+HOT_URL, COLD_URL = "http://127.0.0.1:8085", "http://127.0.0.1:8086"
 
 _TIMEOUT_S = 2.0
 _LATENCY_BUCKET = "marketprism_publish_latency_seconds_bucket"
@@ -59,6 +60,23 @@ class _Streams(msgspec.Struct):
     account_details: list[_Account] = []
 
 
+class _TypeStats(msgspec.Struct):
+    stored: int
+    waiting: int
+
+
+class _HotStats(msgspec.Struct):
+    message_stats: dict[str, _TypeStats]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the hot store has done since its start, and how many messages wait in the stream."""
+
+    rows: int
+    waiting: int
+
+
 @dataclass(slots=True)
 class Counts:
     """One exchange's samples. `latency_buckets`: upper bound in seconds → how many up to it."""
@@ -74,12 +92,13 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Everything asked for at one moment (`at_s`: monotonic clock)."""
+    """Everything asked for at one moment (`at_s`: monotonic clock). `stored`: None without a hot store."""
 
     at_s: float
     health: Health
     counts: Mapping[str, Counts]
-    stored: str
+    streams: str
+    stored: Stored | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +136,11 @@ def nats_is_up() -> bool:
     return b'"ok"' in (fetch(NATS_HEALTH_URL) or b"")
 
 
+def stores_are_up() -> bool:
+    """Both answer, and the hot one stores."""
+    return b'"healthy"' in (fetch(f"{HOT_URL}/health") or b"") and fetch(f"{COLD_URL}/health") is not None
+
+
 def read() -> Reading | None:
     """Ask for everything now; None when the control plane does not answer (yet)."""
     health, metrics = fetch(HEALTH_URL), fetch(METRICS_URL)
@@ -127,7 +151,11 @@ def read() -> Reading | None:
     except msgspec.MsgspecError:
         return None
     return Reading(
-        time.monotonic(), decoded, parse_metrics(metrics.decode()), _stored(fetch(NATS_STREAMS_URL))
+        time.monotonic(),
+        decoded,
+        parse_metrics(metrics.decode()),
+        _streams(fetch(NATS_STREAMS_URL)),
+        _stored(fetch(f"{HOT_URL}/stats")),
     )
 
 
@@ -154,18 +182,28 @@ def _add(counts: Counts, name: str, labels: Mapping[str, str], value: float) -> 
         setattr(counts, _SUMMED[name], getattr(counts, _SUMMED[name]) + value)
 
 
-def _stored(body: bytes | None) -> str:
+def _stored(body: bytes | None) -> Stored | None:
+    try:
+        found = msgspec.json.decode(body or b"", type=_HotStats).message_stats.values()
+    except msgspec.MsgspecError:
+        return None
+    return Stored(sum(each.stored for each in found), sum(each.waiting for each in found))
+
+
+def _streams(body: bytes | None) -> str:
     """How much JetStream holds, in words."""
     try:
         accounts = msgspec.json.decode(body or b"{}", type=_Streams).account_details
     except msgspec.MsgspecError:
         return ""
     streams = [stream for account in accounts for stream in account.stream_detail]
-    return ", ".join(map(_describe_stream, streams))
+    return ", ".join(filter(None, map(_describe_stream, streams)))
 
 
 def _describe_stream(stream: _Stream) -> str:
     messages, size = (int(bytes(stream.state.get(key, msgspec.Raw(b"0")))) for key in ("messages", "bytes"))
+    if not messages:
+        return ""
     return f"{stream.name} {messages:,} messages, {size / 1e6:,.1f} MB"
 
 

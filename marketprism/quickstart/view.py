@@ -19,19 +19,22 @@ _HINTS = (
     "health     curl -s localhost:8087/health",
     "metrics    curl -s localhost:9092/metrics",
     "events     .venv/bin/marketprism tail 'trade.>'",
+    "stored     .venv/bin/marketprism query 'SHOW TABLES FROM marketprism_hot'",
     "logs       {logs}/collector_main.log, {logs}/collector_<exchange>.log, {logs}/quickstart_*.log",
     "",
     "Ctrl-C stops everything.",
 )
+_OF_STORES = "stored "
 
 
 class View:
     """Draws on `out`."""
 
-    def __init__(self, out: TextIO, source: str, logs: str) -> None:
+    def __init__(self, out: TextIO, source: str, logs: str, *, stores: bool) -> None:
         self._out = out
         self._source = source
-        self._hints = [line.format(logs=logs) for line in _HINTS]
+        hints = [line for line in _HINTS if stores or not line.startswith(_OF_STORES)]
+        self._hints = [line.format(logs=logs) for line in hints]
         self._lines_above = 0
         self._in_place = out.isatty()
         self._refresh_s = _REFRESH_TERMINAL_S if self._in_place else _REFRESH_PLAIN_S
@@ -63,12 +66,15 @@ class View:
 
 
 def table(readings: Sequence[Reading], source: str, running_s: float) -> list[str]:
-    """The newest of `readings` as lines of text: a title, a head, a line an exchange."""
+    """The newest of `readings` as lines of text: a title, a head, a line an exchange, one for the hot store."""
     newest = readings[-1]
     title = f"MarketPrism · {source} · {running_s:.0f} s · {newest.health.status}"
-    if newest.stored:
-        title += f" · {newest.stored}"
-    return [title, _line(_TITLES), *(_line(_cells(row)) + _why(row) for row in rows(readings))]
+    if newest.streams:
+        title += f" · {newest.streams}"
+    lines = [title, _line(_TITLES), *(_line(_cells(row)) + _why(row) for row in rows(readings))]
+    if newest.stored is not None:
+        lines.append(f"hot store: {newest.stored.rows:,} rows, {newest.stored.waiting:,} messages to go")
+    return lines
 
 
 def _line(cells: Sequence[str]) -> str:

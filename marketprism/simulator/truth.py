@@ -168,6 +168,11 @@ class BookLog:
         """Ids at which a message ended, in order of time."""
         return self._published_ids.tolist()
 
+    def id_at(self, ts_ms: int) -> int | None:
+        """The id at which the last message ended that was due at or before ts_ms; None before the first one kept."""
+        known = bisect_right(self._published_ms, ts_ms)
+        return self._published_ids[known - 1] if known else None
+
     def recent_id(self, back: int) -> int:
         """The id published `back` messages ago (0: the last one), or the oldest known."""
         known = self._published_ids
@@ -335,6 +340,10 @@ class Truth:
     def update_ids(self, worker: str, instrument: str) -> list[int]:
         """Ids at which a 100 ms book message ended, in order of time."""
         return self._ledger(worker, instrument).book.update_ids()
+
+    def id_at(self, worker: str, instrument: str, ts_ms: int) -> int | None:
+        """The id at which the last 100 ms book message ended that was due at or before ts_ms."""
+        return self._ledger(worker, instrument).book.id_at(ts_ms)
 
     def book_at(self, worker: str, instrument: str, update_id: int) -> Book:
         """(bids, asks), quantity text by price text, at any id; best first.

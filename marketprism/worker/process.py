@@ -9,8 +9,8 @@ from pathlib import Path
 from marketprism import parent
 from marketprism.config import Config, ConfigError, MemoryLimits, load
 from marketprism.logs import act_as
+from marketprism.memory import MB, Memory, give_back
 from marketprism.notify import Notifier
-from marketprism.worker.memory import MB, Memory, give_back
 from marketprism.worker.reload import plan
 from marketprism.worker.worker import Worker
 

@@ -14,11 +14,11 @@ from marketprism import __version__
 from marketprism.config import ExchangeSettings, Settings
 from marketprism.events import AnyPayload, Event, Gap, OrderBook, OrderBookDelta, Payload, Trade, encode
 from marketprism.logs import RateLimitedLog, act_as
+from marketprism.memory import MB, Memory
 from marketprism.venues.base import MS, Instrument, Out
 from marketprism.worker.backfill import Backfill
 from marketprism.worker.collector import Collector
 from marketprism.worker.holdback import Holdback
-from marketprism.worker.memory import MB, Memory
 from marketprism.worker.options import publisher_options, stream_preparation
 from marketprism.worker.publisher import Hole, LinkError, Message, Publisher
 from marketprism.worker.recorder import recorder

@@ -100,7 +100,7 @@ class FakeSystemd:
         if self.refuses and message.member != "Subscribe":
             return Message.new_error(message, "org.freedesktop.DBus.Error.AccessDenied", self.refuses)
         if message.member == "ListUnitsByPatterns":
-            return Message.new_method_return(message, "a(ssssssouso)", [self._listed(message.body[1][0])])
+            return Message.new_method_return(message, "a(ssssssouso)", [self._listed(message.body[1])])
         if str(message.member).endswith("Unit") and message.member != "ResetFailedUnit":
             return Message.new_method_return(message, "o", ["/job/1"])
         return Message.new_method_return(message)
@@ -113,12 +113,12 @@ class FakeSystemd:
             return Message.new_method_return(message, "v", [Variant("as", ["basic.target", *workers])])
         return Message.new_method_return(message, "v", [Variant(*self.units[unit][name])])
 
-    def _listed(self, pattern: str) -> list[list[Any]]:
-        prefix = pattern.partition("*")[0]
+    def _listed(self, patterns: list[str]) -> list[list[Any]]:
+        prefixes = tuple(pattern.partition("*")[0] for pattern in patterns)
         return [
             [name, "", "loaded", found["ActiveState"][1], found["SubState"][1], "", path(name), 0, "", "/"]
             for name, found in self.units.items()
-            if name.startswith(prefix)
+            if name.startswith(prefixes)
         ]
 
 

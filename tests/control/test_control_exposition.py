@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as of_text
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "config" / "monitoring"
 RULES = MONITORING / "marketprism.rules.yml"
+STORAGE_RULES = MONITORING / "storage.rules.yml"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 PROMTOOL = shutil.which("promtool", path=f"{ROOT / '.venv/bin'}:/usr/bin:/usr/local/bin")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool: run scripts/setup --dev")
@@ -140,8 +141,8 @@ def names_in(expressions: str) -> set[str]:
     }
 
 
-def rules() -> Iterator[dict[str, str]]:
-    for group in yaml.safe_load(RULES.read_text())["groups"]:
+def rules(file: Path = RULES) -> Iterator[dict[str, str]]:
+    for group in yaml.safe_load(file.read_text())["groups"]:
         yield from group["rules"]
 
 
@@ -168,10 +169,11 @@ def test_dashboard_panels_do_not_overlap() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
-def test_every_rule_is_tried_and_says_what_to_do() -> None:
-    tried = (MONITORING / "marketprism.rules.test.yml").read_text()
+@pytest.mark.parametrize("file", [RULES, STORAGE_RULES], ids=lambda file: file.name)
+def test_every_rule_is_tried_and_says_what_to_do(file: Path) -> None:
+    tried = file.with_suffix(".test.yml").read_text()
     manual = (ROOT / "docs" / "monitoring.md").read_text()
-    for rule in rules():
+    for rule in rules(file):
         assert f'"{rule["alert"]}"' in tried, rule["alert"]
         assert f"| `{rule['alert']}` | {rule['labels']['severity']} |" in manual, rule["alert"]
         assert rule["labels"]["severity"] in ("critical", "warning")
@@ -183,6 +185,7 @@ def test_prometheus_takes_the_configuration_and_the_rules_fire_where_they_should
     for arguments in (
         ("check", "config", MONITORING / "prometheus.yml"),
         ("test", "rules", MONITORING / "marketprism.rules.test.yml"),
+        ("test", "rules", MONITORING / "storage.rules.test.yml"),
     ):
         checked = run(*arguments)
         assert checked.returncode == 0, checked.stdout + checked.stderr

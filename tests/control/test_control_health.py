@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -191,6 +192,45 @@ def test_as_the_requirement_and_the_description_have_it() -> None:
     schemas = document()["components"]["schemas"]
     assert answer.keys() == schemas["Health"]["properties"].keys()
     assert entry.keys() == schemas["Process"]["properties"].keys()
+
+
+STORE = replace(WORKER, name="hot", exchanges=(), said="12 rows stored since the start, 0 messages to go")
+
+
+def test_a_well_store_is_shown_beside_the_exchanges() -> None:
+    health = judge([WORKER, STORE], readings(), HealthRules(), NOW_S)
+    assert (health.status, health.statuses()) == (Status.HEALTHY, {"okx_spot": "healthy", "hot": "healthy"})
+    answer = body(
+        health, [WORKER, STORE], Whole("control", "multiprocess", "3", 1.0, Figures(1.0, MB)), NOW_S
+    )
+    assert answer["processes"].keys() == {"okx_spot"}
+    assert answer["stores"]["hot"].keys() == document()["components"]["schemas"]["Store"]["properties"].keys()
+    assert answer["summary"]["total_processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "reason"),
+    [
+        ({"said": ""}, "degraded", "starting"),
+        ({"said": "degraded: waiting for NATS; 12 rows stored"}, "degraded", "waiting"),
+        ({"state": RunState.FAILED}, "unhealthy", "given_up"),
+        ({"state": RunState.ENDED}, "degraded", "starting"),
+        (
+            {"state": RunState.ENDED, "last_exit": LastExit("exit", 0, 1.0, 1.0, "")},
+            "unhealthy",
+            "not_running",
+        ),
+        ({"figures": Figures(1.0, 100 * MB, frozen=True)}, "unhealthy", "frozen"),
+        ({"figures": Figures(1.0, 130 * MB)}, "degraded", "memory_soft"),
+    ],
+)
+def test_an_ill_store_makes_the_whole_degraded_since_nothing_is_lost(
+    changes: dict[str, Any], status: str, reason: str
+) -> None:
+    health = judge([WORKER, replace(STORE, **changes)], readings(), HealthRules(), NOW_S)
+    assert health.status is Status.DEGRADED
+    assert (health.stores["hot"]["status"], health.stores["hot"]["reasons"]) == (status, [reason])
+    assert [text.partition(":")[0] for text in health.reasons] == ["hot"]
 
 
 def test_a_supervisor_that_is_silent_is_never_healthy() -> None:

@@ -141,6 +141,23 @@ def test_workers_are_those_of_the_target_and_those_that_run(
     with_systemd(test)
 
 
+def test_a_store_that_runs_is_kept_up_with(tmp_path: Path, with_systemd: WithSystemd) -> None:
+    async def test(fake: FakeSystemd) -> None:
+        fake.add("marketprism-hot.service", StatusText=("s", "12 rows stored"))
+        async with kept_up(tmp_path) as systemd:
+            (hot,) = (view for view in systemd.workers() if not view.exchanges)
+            assert (hot.name, hot.state, hot.pid, hot.said) == (
+                "hot",
+                RunState.RUNNING,
+                4711,
+                "12 rows stored",
+            )
+            await systemd.act(Verb.RESTART, "hot")
+            assert ("RestartUnit", ["marketprism-hot.service", "replace"]) in fake.asked
+
+    with_systemd(test)
+
+
 def test_a_kill_is_told_counted_and_remembered(tmp_path: Path, with_systemd: WithSystemd) -> None:
     async def test(fake: FakeSystemd) -> None:
         async with kept_up(tmp_path) as systemd:

@@ -11,6 +11,7 @@ import pytest
 from deb_package import BUILD_S, ROOT, Package, build, mmdebstrap, need, package
 
 LARGEST_BYTES = 80_000_000
+LARGEST_STORES_BYTES = 300_000_000
 DEPENDS = "polkitd,dbus,systemd,python3,libstdc++6,procps,nats-server"
 HERE = Path(__file__).parent
 
@@ -37,6 +38,21 @@ def test_every_locked_library_is_in_it_with_its_licence(deb: Package) -> None:
     copyright_text = _of(deb, "usr/share/doc/marketprism/copyright").replace("_", "-").lower()
     for name, version in names:
         assert f"\n{name} {version}\n" in copyright_text
+
+
+def test_the_engine_of_the_stores_is_a_package_of_its_own(deb: Package) -> None:
+    libraries = {"chdb", "pyarrow", "clickhouse_connect"}
+    assert not any(f"/site-packages/{name}/" in _contents(deb) for name in libraries)
+    path = deb.path.with_name(deb.path.name.replace("marketprism_", "marketprism-embedded_"))
+    if not path.exists():
+        pytest.skip("it is large; scripts/build-deb --stores builds it")
+    stores = Package(path)
+    assert f"marketprism (= {deb.field('Version')})" in stores.field("Depends")
+    assert path.stat().st_size < LARGEST_STORES_BYTES
+    assert all(f"/site-packages/{name}/" in _contents(stores) for name in libraries)
+    ours = {line.split()[-1] for line in _contents(deb).splitlines() if not line.endswith("/")}
+    theirs = {line.split()[-1] for line in _contents(stores).splitlines() if not line.endswith("/")}
+    assert ours.isdisjoint(theirs)
 
 
 def test_the_order_book_is_built_as_python_was(deb: Package) -> None:

@@ -249,7 +249,10 @@ def _lay_out(root: Path) -> None:
     program = root / HOME / "bin" / "marketprism"
     program.parent.mkdir()
     program.write_text(
-        "#!/usr/lib/marketprism/bin/python\nimport sys\n\nfrom marketprism.cli import main\n\nsys.exit(main())\n"
+        "#!/usr/lib/marketprism/bin/python\nimport os\nimport sys\n\n"
+        f'os.environ.setdefault("MARKETPRISM_CONFIG", "{CONFIG}")\n'
+        'os.environ.setdefault("MARKETPRISM_STATE_DIR", "/var/lib/marketprism")\n\n'
+        "from marketprism.cli import main\n\nsys.exit(main())\n"
     )
     program.chmod(0o755)
     (root / "usr" / "bin").mkdir()

@@ -16,8 +16,8 @@ from natsbox import nats_server, until
 from chaos.judge import judge
 from chaos.pipeline import ROOT, Pipeline, pipeline
 from marketprism.config import MemoryLimits, load
+from marketprism.memory import Memory
 from marketprism.simulator import SimulatorOptions
-from marketprism.worker.memory import Memory
 from marketprism.worker.worker import Worker
 
 pytestmark = pytest.mark.skipif(nats_server() is None, reason="no nats-server: run scripts/setup")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from marketprism import memory
 from marketprism.config import MemoryLimits
-from marketprism.worker import memory
-from marketprism.worker.memory import MB, Memory
+from marketprism.memory import MB, Memory
 
 LIMITS = MemoryLimits(soft_mb=150, hard_mb=200)
 
