@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeAlias
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 
@@ -34,7 +34,7 @@ from marketprism.venues.base import (
     plain,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, iso
-from marketprism.venues.venue import LSR, NO_SPAN, Market, Venue
+from marketprism.venues.venue import LSR, NO_SPAN, Market, Venue, recorded
 
 _STREAMS_PER_SOCKET = 200  # of 1,024 allowed: the older USD-M text says 200
 _STREAMS_PER_MESSAGE = 100
@@ -556,9 +556,9 @@ class Binance(Venue):
 
     def key_of(self, url: str) -> tuple[str, str] | None:
         """What a recorded URL answers."""
-        parts = urlsplit(url)
-        symbol = parse_qs(parts.query).get("symbol", [""])[0]
-        kind = _ENDPOINTS.get(parts.path.rsplit("/", 1)[-1])
+        endpoint, query = recorded(url)
+        symbol = query.get("symbol", [""])[0]
+        kind = _ENDPOINTS.get(endpoint)
         return (kind, "" if kind in ("instruments", "funding_info") else symbol) if kind else None
 
     def _ask_instruments(self, instrument_ids: Sequence[str]) -> Iterable[Fetch]:
@@ -642,7 +642,7 @@ class Binance(Venue):
             self.polled_book(market, snap, now_ns, out)
             return
         # As many levels as were asked for: the rest was cut off. (A recording may have asked for another number.)
-        limit = parse_qs(urlsplit(fetch.path).query).get("limit", ["0"])[0]
+        limit = recorded(fetch.path)[1].get("limit", ["0"])[0]
         limits = (min(int(limit), self._kind.depth_limits[-1]),) if limit != "0" else self._kind.depth_limits
         cut = [len(_decode_rows(side)) in limits for side in (m.bids, m.asks)]
         market.book.rest_snapshot(snap, cut_bids=cut[0], cut_asks=cut[1], now_ns=now_ns, out=out)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 
@@ -41,7 +41,7 @@ from marketprism.venues.base import (
     shown,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, iso
-from marketprism.venues.venue import NO_SPAN, Market, Venue
+from marketprism.venues.venue import NO_SPAN, Market, Venue, recorded
 
 _CHANNELS_PER_CALL = 200  # of about 500
 _SOCKET = "main"
@@ -518,9 +518,8 @@ class Deribit(Venue):
 
     def key_of(self, url: str) -> tuple[str, str] | None:
         """What a recorded URL answers."""
-        parts = urlsplit(url)
-        query = parse_qs(parts.query)
-        kind = _ENDPOINTS.get(parts.path.rsplit("/", 1)[-1])
+        endpoint, query = recorded(url)
+        kind = _ENDPOINTS.get(endpoint)
         if kind is None:
             return None
         name = "currency" if kind == "volatility_index" else "instrument_name"

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import TypeVar
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 
@@ -33,7 +33,7 @@ from marketprism.venues.base import (
     plain,
 )
 from marketprism.venues.sync import BookSync, Numbering, Update, iso
-from marketprism.venues.venue import LSR, NO_SPAN, RefusedError, Venue
+from marketprism.venues.venue import LSR, NO_SPAN, RefusedError, Venue, recorded
 
 _BOOKS_PER_SOCKET = 25  # fewer than 30 deep books on a connection are recommended
 _SOCKET = "public"
@@ -469,9 +469,9 @@ class Okx(Venue):
 
     def key_of(self, url: str) -> tuple[str, str] | None:
         """What a recorded URL answers."""
-        parts = urlsplit(url)
-        kind = _ENDPOINTS.get(parts.path.rsplit("/", 1)[-1])
-        inst_id = parse_qs(parts.query).get("instId", [""])[0]
+        endpoint, query = recorded(url)
+        kind = _ENDPOINTS.get(endpoint)
+        inst_id = query.get("instId", [""])[0]
         return (kind, "" if kind == "instruments" else inst_id) if kind else None
 
     def _ask_instruments(self, instrument_ids: Sequence[str]) -> Iterable[Fetch]:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
@@ -690,6 +691,15 @@ class Venue(ABC):
     def _types_on(self, socket: str) -> frozenset[str]:
         """The data types that come over this socket."""
         return self.options.data_types
+
+
+def recorded(url: str) -> tuple[str, dict[str, list[str]]]:
+    """The last part of a recorded URL's path, and its query; of a text that is no URL, nothing."""
+    try:
+        parts = urlsplit(url)
+        return parts.path.rsplit("/", 1)[-1], parse_qs(parts.query)
+    except ValueError:  # of brackets without an address, say
+        return "", {}
 
 
 def _data_type(data: Payload) -> str:
