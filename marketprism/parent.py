@@ -5,6 +5,8 @@ Kept apart from the launcher so that a worker can use it without loading the lau
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -45,6 +47,17 @@ def stop_within(seconds: int) -> None:
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
+
+
+def send_signal(child: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Send a signal to a child, if it still runs.
+
+    Not by its own send_signal: that asks the kernel for the exit status first, and so takes it away from asyncio,
+    which then tells 255 for a child that ended in this moment.
+    """
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, number)
 
 
 class Orphans:

@@ -34,6 +34,7 @@ from marketprism.control.restarts import (
     exit_reason,
 )
 from marketprism.control.shared import Readings
+from marketprism.parent import send_signal
 
 _TAIL_LINES = 20
 _LINE_BYTES = 16 * 1024
@@ -283,8 +284,7 @@ class Worker:
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process, if one runs."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+            send_signal(self._process, number)
 
     def kill(self) -> None:
         """SIGKILL to the process and whatever it started."""

@@ -8,10 +8,10 @@ Message ids are those of systemd's catalog (journalctl --catalog; sd-messages.h)
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import re
+import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from typing import Any
 from marketprism.control.events import Events
 from marketprism.control.kept import Kept
 from marketprism.logs import redact
+from marketprism.parent import send_signal
 
 _KEPT = "journal"
 _AGAIN_S = 1.0
@@ -160,14 +161,11 @@ class Journal:
         words = asyncio.create_task(reader.stderr.read())
         try:
             await self._take_all(reader.stdout)
-            status = (
-                await reader.wait()
-            )  # first: a signal to one that has ended would take its status from asyncio
+            status = await reader.wait()
             return (await words).decode("utf-8", "replace").strip() or f"journalctl ended: {status}"
         finally:
             words.cancel()
-            with contextlib.suppress(ProcessLookupError):
-                reader.terminate()
+            send_signal(reader, signal.SIGTERM)
             await reader.wait()
 
     async def _take_all(self, lines: asyncio.StreamReader) -> None:
