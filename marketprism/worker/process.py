@@ -30,7 +30,12 @@ async def run_workers(config: Config, names: list[str], runtime_dir: Path) -> in
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stopping.set)
     loop.add_signal_handler(signal.SIGHUP, process.told_to_reload.set)
-    return await process.run()
+    status = await process.run()
+    loop.remove_signal_handler(signal.SIGHUP)
+    signal.signal(
+        signal.SIGHUP, signal.SIG_IGN
+    )  # the loop would leave the kernel's: one that comes now ends us
+    return status
 
 
 class Process:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,19 @@ def test_what_only_a_restart_takes_is_named(tmp_path: Path, systemd: Systemd) ->
         )
         p.wait(lambda: "okx_spot lists no instrument 'BTC-NIX'" in p.output(), "the unknown one is told")
         p.wait(lambda: state(p, "okx_spot")["expected_books"] == 2, "it is not waited for")
+
+
+def test_a_reload_that_comes_during_the_stop_spoils_nothing(tmp_path: Path, systemd: Systemd) -> None:
+    with pipeline(tmp_path, SimulatorOptions(seed=68)) as p:
+        worker = p.run("worker", "okx_spot")
+        systemd.hear("READY=1")
+        worker.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 15
+        while worker.poll() is None:
+            worker.send_signal(signal.SIGHUP)
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert worker.returncode == 0
 
 
 def test_nats_away_the_stop_is_bounded_and_says_what_is_left(tmp_path: Path, systemd: Systemd) -> None:
