@@ -34,7 +34,7 @@ async def run_workers(config: Config, names: list[str], runtime_dir: Path) -> in
     loop.remove_signal_handler(signal.SIGHUP)
     signal.signal(
         signal.SIGHUP, signal.SIG_IGN
-    )  # the loop would leave the kernel's: one that comes now ends us
+    )  # a closing loop leaves the kernel's own: one now would end us
     return status
 
 
