@@ -1,7 +1,7 @@
 """The connection to NATS that storage reads from: deliveries without a queue between, and JetStream's few orders.
 
-Two places lean on the insides of nats-py. `_Client._process_msg` hands a message over as it was parsed, which costs a
-fifth of its queue, future and message object; `Bus.acknowledge` writes the acknowledgements of a batch at once.
+One place leans on the insides of nats-py: `_Client._process_msg` hands a message over as it was parsed, which costs a
+fifth of its queue, future and message object.
 A `Bus` lives as long as its connection.
 """
 
@@ -97,25 +97,44 @@ class Bus:
     async def consumer(
         self, stream: str, name: str, subject: str, max_pending: int, ack_wait_s: float
     ) -> None:
-        """Make a durable pull consumer, or bring the one there is up to date. It begins with the oldest message.
+        """Make a durable pull consumer, which begins behind all that was acknowledged to the one of this name, if there
+        was one, and else with the oldest message.
 
-        What is not acknowledged within `ack_wait_s` is delivered again. Raises BusError.
+        It is made anew each time, so that its deliveries are numbered from 1 and come in the stream's order. To
+        acknowledge one is to acknowledge all before it. What is not within `ack_wait_s` comes again. Raises BusError.
         """
-        config = ConsumerConfig(
-            durable_name=name,
-            filter_subject=subject,
-            deliver_policy=DeliverPolicy.ALL,
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=ack_wait_s,
-            max_deliver=-1,
-            max_ack_pending=max_pending,
-        )
+        js = self._client.jetstream()
         try:
-            await self._client.jetstream().add_consumer(stream, config)
+            done_seq = await self._take_away(stream, name)
+            config = ConsumerConfig(
+                durable_name=name,
+                filter_subject=subject,
+                deliver_policy=DeliverPolicy.BY_START_SEQUENCE if done_seq else DeliverPolicy.ALL,
+                opt_start_seq=done_seq + 1 if done_seq else None,
+                ack_policy=AckPolicy.ALL,
+                ack_wait=ack_wait_s,
+                max_deliver=-1,
+                max_ack_pending=max_pending,
+            )
+            await js.add_consumer(stream, config)
         except nats.js.errors.NotFoundError as error:
             raise BusError(f"no stream {stream} yet: a collector makes it") from error
         except UNREACHABLE as error:
             raise BusError(f"consumer {name} of stream {stream}: {_line(error)}") from error
+
+    async def _take_away(self, stream: str, name: str) -> int:
+        """Delete a consumer; the number in the stream up to which it was acknowledged, 0 where there was none.
+
+        Ended between this and the next step, the next one begins with the oldest message: all comes again, and what is
+        stored is not stored twice.
+        """
+        js = self._client.jetstream()
+        try:
+            info = await js.consumer_info(stream, name)
+            await js.delete_consumer(stream, name)
+        except nats.js.errors.NotFoundError:
+            return 0
+        return info.ack_floor.stream_seq if info.ack_floor else 0
 
     async def dead_letters(self, stream: str, subjects: Sequence[str]) -> None:
         """Make the stream for messages that cannot be stored, where it is missing. Raises BusError."""
@@ -157,12 +176,10 @@ class Bus:
         with suppress(*UNREACHABLE):  # of a connection that ends, which `lost` tells
             await self._client.publish(subject, msgspec.json.encode(order), reply=inbox)
 
-    async def acknowledge(self, replies: Sequence[bytes]) -> None:
-        """Tell JetStream that these deliveries are done with. What does not arrive is delivered again."""
-        frames = b"".join([b"PUB %b 0\r\n\r\n" % reply for reply in replies])
+    async def acknowledge(self, reply: bytes) -> None:
+        """Tell JetStream that this delivery and all before it are done with. If it does not arrive they come again."""
         with suppress(*UNREACHABLE):
-            await self._client._send_command(frames)
-            await self._client._flush_pending()
+            await self._client.publish(reply.decode(), b"")
 
     async def publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         """Publish and wait until the stream has it. Raises BusError."""

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, repeat
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from marketprism.config import BatchSettings
 from marketprism.logs import RateLimitedLog
@@ -58,26 +58,43 @@ class Counts:
 
 
 class _Batch:
-    """Messages that are stored and acknowledged together, as they came from the wire."""
+    """Messages that are stored and acknowledged together, as they came from the wire.
 
-    def __init__(self) -> None:
+    All are of one connection. `first_number` is that of the first delivery: to acknowledge the last one is to acknowledge
+    all before it, so none must be missing.
+    """
+
+    def __init__(self, bus: Bus | None, first_number: int) -> None:
+        self.bus = bus
+        self.first_number = first_number
         self.replies: list[bytes] = []
         self.payloads: list[bytes] = []
         self.headers: list[bytes | None] = []
         self.bytes = 0
         self.redelivered = 0
-        """How many came before; known once `rows` was called, like `waiting`."""
+        """How many came before; known once `rows` was called, like what follows."""
         self.waiting = 0
         """How many are in the stream behind them."""
+        self.last = b""
+        """The reply of the message that is last in the stream."""
+        self.missing = ""
+        """Which delivery is missing, "" for none."""
 
     def rows(self, table: Table) -> Rows:
         """The same as rows to be."""
-        rows = Rows(table)
-        for payload, headers, reply in zip(self.payloads, self.headers, self.replies, strict=True):
-            seq, times, self.waiting = _delivery(reply)
-            self.redelivered += times > 1
+        rows, last_seq = Rows(table), 0
+        for number, (payload, headers, reply) in enumerate(
+            zip(self.payloads, self.headers, self.replies, strict=True), self.first_number
+        ):
+            delivery = _delivery(reply)
+            if delivery.number != number and not self.missing:
+                self.missing = f"expected delivery {number}, got {delivery.number}"
+            if delivery.seq > last_seq:
+                last_seq, self.last = delivery.seq, reply
+            self.waiting = delivery.waiting
+            self.redelivered += delivery.times > 1
             found = _MESSAGE_ID.search(headers) if headers else None
-            rows.add(payload, found[1].decode("utf-8", "replace") if found else "", seq)
+            rows.add(payload, found[1].decode("utf-8", "replace") if found else "", delivery.seq)
         return rows
 
 
@@ -103,7 +120,7 @@ class Consumer:
         self._last = b""  # the subject that acknowledges the message that came last
         self._asked = 0  # messages the request that stands may still bring
         self._asked_until = 0.0
-        self._batch = _Batch()
+        self._batch = _Batch(None, 1)
         self._asking: asyncio.Task[None] | None = None  # held, or it might be collected before it is done
         self._begun = asyncio.Event()
         self._full = asyncio.Event()
@@ -116,12 +133,15 @@ class Consumer:
         return len(self._batch.replies), self._batch.bytes
 
     async def attach(self, bus: Bus) -> None:
-        """Go on reading, over a new connection. Raises BusError."""
+        """Go on reading, over a new connection. Raises BusError.
+
+        What was gathered and is not being stored yet comes again, as all does that was not acknowledged.
+        """
         subject = f"{self.table.data_type}.>"
         ack_wait_s = ACK_WAIT_S + ACK_WAIT_BATCHES * self._limits.seconds
         await bus.consumer(self._stream, self.name, subject, 4 * self._limits.rows, ack_wait_s)
         self._inbox = await bus.listen(self._take)
-        self._bus, self._asked = bus, 0
+        self._bus, self._asked, self._batch = bus, 0, _Batch(bus, 1)
         await self._ask()
 
     @property
@@ -129,8 +149,8 @@ class Consumer:
         """Number in the stream of the message that came last, and how many wait behind it; zeros before the first."""
         if not self._last:
             return 0, 0
-        seq, _, waiting = _delivery(self._last)
-        return seq, waiting
+        last = _delivery(self._last)
+        return last.seq, last.waiting
 
     async def keep_asking(self) -> None:
         """Ask again where a request has run out unanswered. Call it every few seconds."""
@@ -154,12 +174,13 @@ class Consumer:
             batch = self._batch
             if self._stopping and not batch.replies:
                 return
-            self._batch = _Batch()
+            self._batch = _Batch(batch.bus, batch.first_number + len(batch.replies))
             if not self._stopping:
                 self._begun.clear()
                 self._full.clear()
             await self._ask()
-            await self._store(batch)
+            if batch.replies:  # none after a new connection
+                await self._store(batch)
             self.busy_since_s = 0.0
 
     # -- in ----------------------------------------------------------------------------------------------------
@@ -214,8 +235,15 @@ class Consumer:
         for refused in stored.refused:
             await self._until_done(partial(self._bury, rows, refused))
         self._count_stored(stored)
-        if self._bus is not None:
-            await self._bus.acknowledge(batch.replies)
+        await self._acknowledge(batch)
+
+    async def _acknowledge(self, batch: _Batch) -> None:
+        if batch.bus is None or batch.bus is not self._bus:
+            return  # its numbers mean nothing to the new consumer
+        if batch.missing:
+            batch.bus.end(f"consumer {self.name}: {batch.missing}; does another store read this stream?")
+        elif batch.last:
+            await batch.bus.acknowledge(batch.last)
 
     def _count(self, batch: _Batch) -> None:
         counts = self.counts
@@ -272,11 +300,20 @@ class Consumer:
         return result
 
 
-def _delivery(reply: bytes) -> tuple[int, int, int]:
-    """Sequence in the stream, how often delivered, and how many wait behind it (NATS ADR-15: the ack's subject)."""
+class _Delivery(NamedTuple):
+    """A message's number in the stream, how often it came, this delivery's own number, how many wait behind it."""
+
+    seq: int
+    times: int
+    number: int
+    waiting: int
+
+
+def _delivery(reply: bytes) -> _Delivery:
+    """What the subject of the acknowledgement tells (NATS ADR-15)."""
     tokens = reply.split(b".")
     at = 4 if len(tokens) == 9 else 6  # with or without domain and account
-    return int(tokens[at + 1]), int(tokens[at]), int(tokens[at + 4])
+    return _Delivery(int(tokens[at + 1]), int(tokens[at]), int(tokens[at + 2]), int(tokens[at + 4]))
 
 
 def _printable(text: str) -> str:

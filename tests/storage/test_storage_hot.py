@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
+from nats import connect
 from natsbox import Cable, NatsBox, nats_server
 from samples import NOW_MS, event, one_of_each, trade, trades
 from storagebox import HotBox, dead_letters, publish, publish_raw
@@ -101,6 +103,34 @@ def test_killed_between_insert_and_acknowledgement(nats: NatsBox, hot: HotBox) -
         lambda: hot.get("/stats")["message_stats"]["trade"]["repeated"] >= 599, "all delivered again", 60
     )
     assert hot.stored("trades") == (600, 600)
+
+
+def test_what_somebody_else_took_from_the_stream_is_read_again(nats: NatsBox, hot: HotBox) -> None:
+    """To acknowledge the last message is to acknowledge all before it, so a missing one must be noticed."""
+
+    async def take() -> int:
+        connection = await connect(nats.url)
+        subscription = await connection.jetstream().pull_subscribe_bind(
+            "marketprism_hot_trade", stream="MARKET_DATA"
+        )
+        taken = await subscription.fetch(5, timeout=20)
+        await connection.close()
+        return len(taken)
+
+    hot.start()
+    publish(nats.url, trades(1, 10))
+    hot.wait_stored("trades", 10)
+    with ThreadPoolExecutor(1) as thread:
+        taken = thread.submit(asyncio.run, take())
+        for first in range(11, 4000, 100):  # what waits is given to one and the other in turn
+            publish(nats.url, trades(first, first + 99))
+            if taken.done():
+                break
+        assert taken.result()
+    publish(nats.url, trades(4000, 4010))
+    hot.wait(lambda: "does another store read this stream?" in hot.log(), "told")
+    hot.wait_stored("trades", first + 99 + 11)
+    assert hot.stored("trades") == (first + 99 + 11, first + 99 + 11)
 
 
 def test_killed_at_random(nats: NatsBox, hot: HotBox) -> None:
