@@ -8,7 +8,7 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,8 @@ RETRY_S = (0.5, 1.0, 2.0, 5.0)
 # Longer than a batch takes as a rule: what comes again meanwhile costs time, and nothing else.
 ACK_WAIT_S = 10.0
 ACK_WAIT_BATCHES = 20
+FIRST_MEAN_BYTES = 32 * 1024
+"""Of a message, before any was seen; of orderbooks, the largest, it is about that."""
 DEAD_STREAM = "MARKET_DATA_DEAD"
 DEAD_SUBJECT = "dead"
 _MESSAGE_ID = re.compile(rb"\r\nNats-Msg-Id: *([^\r\n]*)", re.IGNORECASE)
@@ -60,8 +62,8 @@ class Counts:
 class _Batch:
     """Messages that are stored and acknowledged together, as they came from the wire.
 
-    All are of one connection. `first_number` is that of the first delivery: to acknowledge the last one is to acknowledge
-    all before it, so none must be missing.
+    All are of one connection, and `first_number` is that of the first delivery. To acknowledge the last one is to
+    acknowledge all before it, so none must be missing.
     """
 
     def __init__(self, bus: Bus | None, first_number: int) -> None:
@@ -69,7 +71,7 @@ class _Batch:
         self.first_number = first_number
         self.replies: list[bytes] = []
         self.payloads: list[bytes] = []
-        self.headers: list[bytes | None] = []
+        self.headers: list[bytes] = []
         self.bytes = 0
         self.redelivered = 0
         """How many came before; known once `rows` was called, like what follows."""
@@ -82,19 +84,17 @@ class _Batch:
 
     def rows(self, table: Table) -> Rows:
         """The same as rows to be."""
-        rows, last_seq = Rows(table), 0
-        for number, (payload, headers, reply) in enumerate(
-            zip(self.payloads, self.headers, self.replies, strict=True), self.first_number
-        ):
-            delivery = _delivery(reply)
-            if delivery.number != number and not self.missing:
-                self.missing = f"expected delivery {number}, got {delivery.number}"
-            if delivery.seq > last_seq:
-                last_seq, self.last = delivery.seq, reply
-            self.waiting = delivery.waiting
-            self.redelivered += delivery.times > 1
-            found = _MESSAGE_ID.search(headers) if headers else None
-            rows.add(payload, found[1].decode("utf-8", "replace") if found else "", delivery.seq)
+        rows, deliveries = Rows(table), _deliveries(self.replies)
+        for number, got in enumerate(deliveries.numbers, self.first_number):
+            if number != got:
+                self.missing = f"expected delivery {number}, got {got}"
+                break
+        self.last = self.replies[deliveries.seqs.index(max(deliveries.seqs))]
+        self.waiting = deliveries.waiting[-1]
+        self.redelivered = len(self.replies) - deliveries.times.count(1)
+        for payload, headers, seq in zip(self.payloads, self.headers, deliveries.seqs, strict=True):
+            found = _MESSAGE_ID.search(headers)
+            rows.add(payload, found[1].decode("utf-8", "replace") if found else "", seq)
         return rows
 
 
@@ -120,6 +120,7 @@ class Consumer:
         self._last = b""  # the subject that acknowledges the message that came last
         self._asked = 0  # messages the request that stands may still bring
         self._asked_until = 0.0
+        self._mean_bytes = FIRST_MEAN_BYTES
         self._batch = _Batch(None, 1)
         self._asking: asyncio.Task[None] | None = None  # held, or it might be collected before it is done
         self._begun = asyncio.Event()
@@ -149,8 +150,8 @@ class Consumer:
         """Number in the stream of the message that came last, and how many wait behind it; zeros before the first."""
         if not self._last:
             return 0, 0
-        last = _delivery(self._last)
-        return last.seq, last.waiting
+        last = _deliveries([self._last])
+        return last.seqs[0], last.waiting[0]
 
     async def keep_asking(self) -> None:
         """Ask again where a request has run out unanswered. Call it every few seconds."""
@@ -174,13 +175,15 @@ class Consumer:
             batch = self._batch
             if self._stopping and not batch.replies:
                 return
-            self._batch = _Batch(batch.bus, batch.first_number + len(batch.replies))
             if not self._stopping:
                 self._begun.clear()
                 self._full.clear()
+            if not batch.replies:  # a new connection has come in between
+                continue
+            self._batch = _Batch(batch.bus, batch.first_number + len(batch.replies))
+            self._mean_bytes = batch.bytes // len(batch.replies) + 1
             await self._ask()
-            if batch.replies:  # none after a new connection
-                await self._store(batch)
+            await self._store(batch)
             self.busy_since_s = 0.0
 
     # -- in ----------------------------------------------------------------------------------------------------
@@ -190,15 +193,15 @@ class Consumer:
         bytes_ = self._limits.bytes - self._batch.bytes
         if self._bus is None or self._asked or self._stopping or room <= 0 or bytes_ <= 0:
             return
-        self._asked, self._asked_until = room, time.monotonic() + PULL_S + 5
-        # A message larger than what was asked for would never come: the server refuses the request instead.
-        bytes_ = max(bytes_, self._bus.max_payload_bytes)
-        await self._bus.pull(self._stream, self.name, self._inbox, room, bytes_)
+        # Not in bytes: where they are used up exactly, the request ends without a word (nats-server, nextWaiting).
+        self._asked = min(room, bytes_ // self._mean_bytes + 1)
+        self._asked_until = time.monotonic() + PULL_S + 5
+        await self._bus.pull(self._stream, self.name, self._inbox, self._asked)
 
-    def _take(self, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+    def _take(self, reply: bytes, payload: bytes, headers: bytes) -> None:
         """A message from the wire, or the server's word on our request."""
         if not reply:
-            self._status(headers or b"")
+            self._status(headers)
             return
         batch = self._batch
         batch.replies.append(reply)
@@ -217,7 +220,7 @@ class Consumer:
         """The request that stood has ended (NATS docs, pull consumers: 404, 408, 409), or cannot be served."""
         self._asked = 0
         line = headers.split(b"\r\n", 1)[0].decode("ascii", "replace").removeprefix("NATS/1.0 ")
-        if line[:3] in ("404", "408") or "MaxBytes" in line or "Leadership" in line:
+        if line[:3] in ("404", "408") or "Leadership" in line:
             self._ask_soon()
         elif self._bus is not None:
             self._bus.end(f"consumer {self.name}: {line}")
@@ -231,10 +234,11 @@ class Consumer:
         """Until it is done: nothing is given up."""
         rows = await asyncio.to_thread(batch.rows, self.table)
         self._count(batch)
-        stored = await self._until_done(partial(self._writer.store, rows))
-        for refused in stored.refused:
-            await self._until_done(partial(self._bury, rows, refused))
-        self._count_stored(stored)
+        columns, refused = await asyncio.to_thread(rows.arrow)
+        stored = await self._until_done(partial(self._writer.store, self.table, columns))
+        for one in refused:
+            await self._until_done(partial(self._bury, rows, one))
+        self._count_stored(stored, len(refused))
         await self._acknowledge(batch)
 
     async def _acknowledge(self, batch: _Batch) -> None:
@@ -242,7 +246,7 @@ class Consumer:
             return  # its numbers mean nothing to the new consumer
         if batch.missing:
             batch.bus.end(f"consumer {self.name}: {batch.missing}; does another store read this stream?")
-        elif batch.last:
+        else:
             await batch.bus.acknowledge(batch.last)
 
     def _count(self, batch: _Batch) -> None:
@@ -252,12 +256,12 @@ class Consumer:
         counts.waiting = batch.waiting
         counts.last_message_s = time.time()
 
-    def _count_stored(self, stored: Stored) -> None:
+    def _count_stored(self, stored: Stored, dead: int) -> None:
         counts = self.counts
         counts.batches += 1
         counts.stored += stored.inserted
         counts.repeated += stored.repeated
-        counts.dead += len(stored.refused)
+        counts.dead += dead
         counts.of += stored.of
         counts.last_stored_s = time.time()
 
@@ -300,20 +304,22 @@ class Consumer:
         return result
 
 
-class _Delivery(NamedTuple):
-    """A message's number in the stream, how often it came, this delivery's own number, how many wait behind it."""
+class _Deliveries(NamedTuple):
+    """Of each: number in the stream, how often it came, the delivery's own number, how many wait behind it."""
 
-    seq: int
-    times: int
-    number: int
-    waiting: int
+    seqs: list[int]
+    times: list[int]
+    numbers: list[int]
+    waiting: list[int]
 
 
-def _delivery(reply: bytes) -> _Delivery:
-    """What the subject of the acknowledgement tells (NATS ADR-15)."""
-    tokens = reply.split(b".")
-    at = 4 if len(tokens) == 9 else 6  # with or without domain and account
-    return _Delivery(int(tokens[at + 1]), int(tokens[at]), int(tokens[at + 2]), int(tokens[at + 4]))
+def _deliveries(replies: Sequence[bytes]) -> _Deliveries:
+    """What the subjects of acknowledgements tell (NATS ADR-15); all are of one consumer, and so of one form."""
+    tokens = b".".join(replies).split(b".")
+    width = len(tokens) // len(replies)
+    at = 4 if width == 9 else 6  # with or without domain and account
+    times, seqs, numbers, waiting = ([*map(int, tokens[at + i :: width])] for i in (0, 1, 2, 4))
+    return _Deliveries(seqs, times, numbers, waiting)
 
 
 def _printable(text: str) -> str:

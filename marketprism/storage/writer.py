@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from marketprism.storage import overrun
 from marketprism.storage.engine import Engine, EngineError
-from marketprism.storage.rows import Refused, Rows
 from marketprism.storage.schema import TABLES, Layout, Table
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ class Stored:
 
     inserted: int
     repeated: int
-    refused: list[Refused]
     of: Counter[tuple[str, str]]
 
 
@@ -50,9 +48,9 @@ class Writer:
         self._layout = layout
         self._thread = ThreadPoolExecutor(1, "writer")
 
-    async def store(self, rows: Rows) -> Stored:
+    async def store(self, table: Table, rows: "pa.Table") -> Stored:
         """Insert what is not stored yet. Raises EngineError: then call it again."""
-        return await self._do(self._store, rows)
+        return await self._do(self._store, self._layout.table(table.name), rows)
 
     async def change(
         self, statement: str, parameters: dict[str, Any], guard: str = "", expected: list[Any] | None = None
@@ -82,19 +80,17 @@ class Writer:
     async def _do(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
-    def _store(self, rows: Rows) -> Stored:
-        table, refused = rows.arrow()
-        name = self._layout.table(rows.table.name)
-        new = self._new(name, _once(table)) if table.num_rows else table
+    def _store(self, table: str, rows: "pa.Table") -> Stored:
+        new = self._new(table, _once(rows)) if rows.num_rows else rows
         if new.num_rows:
-            self._engine.insert(name, new)
-        return Stored(new.num_rows, table.num_rows - new.num_rows, refused, _by_market(table))
+            self._engine.insert(table, new)
+        return Stored(new.num_rows, rows.num_rows - new.num_rows, _by_market(rows))
 
-    def _new(self, name: str, rows: "pa.Table") -> "pa.Table":
+    def _new(self, table: str, rows: "pa.Table") -> "pa.Table":
         """Those that are not stored."""
         import pyarrow.compute as pc
 
-        stored = self._stored(name, rows)
+        stored = self._stored(table, rows)
         return rows.filter(pc.invert(pc.is_in(rows["event_id"], stored))) if len(stored) else rows
 
     def _stored(self, table: str, rows: "pa.Table") -> "pa.Array":

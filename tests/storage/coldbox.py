@@ -75,7 +75,9 @@ class Served:
             rows = batches.setdefault(data_type, Rows(BY_DATA_TYPE[data_type]))
             rows.add(encode(payload), ids[-1], number)
         for rows in batches.values():
-            assert not self._do(self._writer.store(rows)).refused
+            columns, refused = rows.arrow()
+            assert not refused
+            self._do(self._writer.store(rows.table, columns))
         return ids
 
     def put_rows(self, table: str, rows: pa.Table) -> None:

@@ -307,9 +307,10 @@ def test_text_through_every_field_is_a_value_and_nothing_else(
     for number, nasty in enumerate(NASTY):
         rows.add(encode(msgspec.structs.replace(payload, **dict.fromkeys(texts, nasty))), nasty, number)
     writer, name = Writer(engine, layout), layout.table(table.name)
-    first, second = (asyncio.run(writer.store(rows)) for _ in range(2))
+    columns, refused = rows.arrow()
+    first, second = (asyncio.run(writer.store(table, columns)) for _ in range(2))
     writer.close()
-    assert (first.inserted, first.refused, second.inserted) == (len(NASTY), [], 0)
+    assert (first.inserted, refused, second.inserted) == (len(NASTY), [], 0)
     for number, nasty in enumerate(NASTY):
         asked = f"SELECT * FROM {name} WHERE event_id = {{a:String}} AND symbol = {{b:String}}"
         (row,) = engine.query(asked, {"a": nasty, "b": nasty}).to_pylist()
@@ -379,8 +380,9 @@ def test_what_is_stored_already_is_not_stored_again(engine: Engine, layout: Layo
         rows = Rows(BY_DATA_TYPE["trade"])
         for number in numbers:
             rows.add(encode(trade(number)), f"trade:{number}", number)
-        stored = asyncio.run(writer.store(rows))
-        assert not stored.refused
+        columns, refused = rows.arrow()
+        assert not refused
+        stored = asyncio.run(writer.store(rows.table, columns))
         assert stored.of == {("binance", "spot"): len(numbers)}
         return stored.inserted, stored.repeated
 
