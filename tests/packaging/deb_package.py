@@ -43,12 +43,10 @@ class Package:
 
     def as_version(self, version: str, folder: Path) -> "Package":
         """The same under another version, as an earlier or later build would be."""
-        tree, made = folder / f"tree-{version}", folder / f"marketprism_{version}_amd64.deb"
+        tree, made = folder / f"tree-{version}", folder / f"{self.field('Package')}_{version}_amd64.deb"
         _output("dpkg-deb", "--raw-extract", self.path, tree)
-        control = tree / "DEBIAN" / "control"
-        control.write_text(
-            control.read_text().replace(f"Version: {self.field('Version')}", f"Version: {version}")
-        )
+        control = tree / "DEBIAN" / "control"  # the engine's depends on the other of its version
+        control.write_text(control.read_text().replace(self.field("Version"), version))
         _output("dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, made)
         shutil.rmtree(tree)
         return Package(made)
@@ -66,17 +64,30 @@ def package(suite: str = "bookworm") -> Package:
         built = KEPT.glob(f"marketprism_*+deb{RELEASES[suite]}_*.deb")
         found = max(built, key=lambda path: path.stat().st_mtime, default=None)
         if found is None or found.stat().st_mtime < _newest(ROOT / name for name in SOURCES):
-            found = build(suite)
+            (found,) = build(suite)
         return Package(found)
 
 
-def build(suite: str, tree: Path = ROOT, clean: bool = False) -> Path:
-    """Run scripts/build-deb of a tree, `clean`: in a system made for it; where the package is."""
-    options = () if _builds_here(suite) and not clean else ("--chroot", suite)
+def packages(suite: str = "bookworm") -> list[Package]:
+    """That one, and the engine's where `scripts/build-deb --stores` has built both of the tree as it is.
+
+    The engine's has 800 MB of files, so the tests do not build it. Where it is, their time doubles."""
+    ours = package(suite)
+    engine = ours.path.with_name(ours.path.name.replace("marketprism_", "marketprism-embedded_"))
+    if engine.exists() and engine.stat().st_mtime >= ours.path.stat().st_mtime:
+        return [ours, Package(engine)]
+    return [ours]
+
+
+def build(suite: str, tree: Path = ROOT, clean: bool = False, stores: bool = False) -> list[Path]:
+    """Run scripts/build-deb of a tree, `clean`: in a system made for it; where the packages are."""
+    options = ["--stores"] if stores else []
+    if clean or not _builds_here(suite):
+        options += ["--chroot", suite]
     command = [tree / "scripts" / "build-deb", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_S, check=False)
     assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+    return [Path(line) for line in done.stdout.splitlines()]
 
 
 def next_release(version: str, folder: Path, suite: str = "bookworm") -> Package:
@@ -95,7 +106,7 @@ def next_release(version: str, folder: Path, suite: str = "bookworm") -> Package
     changelog = tree / "packaging" / "debian" / "changelog"
     entry = changelog.read_text()
     changelog.write_text(entry.replace(f"({now}-", f"({version}-", 1) + "\n" + entry)
-    made = build(suite, tree)
+    (made,) = build(suite, tree)
     moved = made.rename(folder / made.name)
     shutil.rmtree(tree)
     return Package(moved)
@@ -143,6 +154,12 @@ def wheels() -> Path:
     package()
     kept = {path.parent for path in KEPT.glob("wheels-*/*-cp311-*")}
     return max(kept, key=lambda path: path.stat().st_mtime)
+
+
+def engine_wheels() -> Path | None:
+    """Those with the engine's among them, if `scripts/build-deb --stores` fetched them."""
+    kept = {path.parent for path in KEPT.glob("wheels-*/pyarrow-*-cp311-*")}
+    return max(kept, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _newest(paths: Iterable[Path]) -> float:

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Run by test_deb.py in a fresh Debian without systemd running: the package's life. Each line tells a step; the first that
-# fails ends it. /host holds earlier.deb, this.deb and later.deb.
+# fails ends it. /host holds earlier.deb, this.deb and later.deb; and the engine's of these versions, or not.
 set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive
 config=/etc/marketprism/unified_data_collection.yaml
@@ -67,8 +67,41 @@ apt install /host/this.deb
 tail -n 1 $config | grep '# mine'
 [ "$(cat /var/lib/marketprism/data)" = data ]
 
+if [ -e /host/this-engine.deb ]; then
+    step 'with the engine of the stores'
+    site=$(dirname "$(/usr/lib/marketprism/bin/python -I -c 'import marketprism; print(marketprism.__path__[0])')")
+    cp $config /tmp/without
+    sed -i '/^storage:/,/enabled:/s/enabled: false/enabled: true/' $config
+    marketprism check-config | grep 'apt install ./marketprism-embedded_'
+    apt install /host/this-engine.deb | tee /tmp/said
+    tail -n 1 /tmp/said | grep 'systemctl start marketprism.target'
+    marketprism check-config | grep ', 0 warnings'
+    dpkg --verify marketprism-embedded
+    /usr/lib/marketprism/bin/python -I -c '
+import chdb, clickhouse_connect, pandas, pyarrow.compute, pyarrow.dataset, pyarrow.parquet
+print(chdb.query("SELECT version()"), pyarrow.table({"a": [1.5]}).to_pandas())'
+
+    step 'both upgraded, and back again'
+    apt install /host/later.deb /host/later-engine.deb
+    apt install --allow-downgrades /host/earlier.deb /host/earlier-engine.deb
+    apt install /host/this.deb /host/this-engine.deb
+    [ "$(dpkg-query -W -f '${Version}\n' marketprism marketprism-embedded | sort -u | wc -l)" = 1 ]
+    marketprism check-config | grep ', 0 warnings'
+
+    step 'the engine removed: nothing of it is left, the rest is as it was'
+    apt remove marketprism-embedded
+    [ ! -e "$site/chdb" ] && [ ! -e "$site/pyarrow" ]
+    fails grep -v ' c /etc/' <(dpkg --verify marketprism)
+    marketprism check-config | grep 'apt install ./marketprism-embedded_'
+
+    step 'installed together over old state'
+    apt remove marketprism
+    apt install /host/this.deb /host/this-engine.deb
+    cp /tmp/without $config
+fi
+
 step 'purged'
-apt purge marketprism
+apt purge 'marketprism*'
 traces >/tmp/after
 diff /tmp/before /tmp/after
 step 'done'

@@ -9,10 +9,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from deb_package import Package, next_release, package
+from deb_package import Package, next_release, package, packages
 from machine import EXCHANGES, RATE, CannotRunError, Machine, worker
 
 from chaos.explain import Fired, unexplained
@@ -27,6 +28,8 @@ HEAL_S = 120
 FILL_S = 300  # what a minute's trades take over REST, and to be held against the truth
 SUITE = os.environ.get("SYSTEMD_VM_SUITE", "bookworm")  # read by scripts/systemd-vm, too
 STOPPED = "deribit_derivatives"
+STORED = "okx_spot"  # one exchange is enough work for the machine's one CPU beside the engine
+STORES = ("marketprism-hot.service", "marketprism-cold.service")
 LATER = "99.0.0"
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -y -qq -o Dpkg::Use-Pty=0"
 SIMULATOR = f"""\
@@ -164,6 +167,53 @@ def test_installed_again_it_goes_on(vm: Machine) -> None:
     vm.wait("healthy", vm.healthy, HEAL_S)
 
 
+@pytest.fixture(scope="module")
+def engine(vm: Machine) -> str:
+    """The package of the stores' engine, in the machine; the engine's tests go on from each other."""
+    _, *more = packages(SUITE)
+    if not more:
+        pytest.skip("it is large; scripts/build-deb --stores builds it")
+    shutil.copy(more[0].path, vm.folder / "engine.deb")
+    return "/host/engine.deb"
+
+
+def test_with_the_engine_installed_the_stores_keep_what_is_published(vm: Machine, engine: str) -> None:
+    vm.run("systemctl stop marketprism.target marketprism.slice", 60)
+    began_s = time.monotonic()
+    said = vm.run(f"{APT} install {engine}", INSTALL_S)
+    print(f"\ninstalled after {time.monotonic() - began_s:.1f} s")
+    assert "storage.enabled: true" in said.strip().splitlines()[-1]
+    vm.configure(_stored)
+    began_s = time.monotonic()
+    vm.run("systemctl start marketprism.target", START_S)
+    vm.wait("healthy", vm.healthy, HEAL_S)
+    vm.wait("trades", lambda: _stored_trades(vm) > 0, HEAL_S, 2)
+    print(f"\nhealthy and stored {time.monotonic() - began_s:.1f} s after the start")
+    stores = vm.ask("/health").json()["stores"]
+    assert {name: store["status"] for name, store in stores.items()} == {"hot": "healthy", "cold": "healthy"}
+
+
+def test_the_engine_installed_anew_restarts_the_stores_alone(vm: Machine, engine: str) -> None:
+    workers, stores, stored = vm.pids(), _store_pids(vm), _stored_trades(vm)
+    vm.run(f"{APT} install --reinstall {engine}", INSTALL_S + START_S)
+    assert not set(_store_pids(vm)) & {*stores, 0}
+    assert vm.pids() == workers
+    vm.wait("healthy", vm.healthy, HEAL_S)
+    vm.wait("more trades", lambda: _stored_trades(vm) > stored, HEAL_S, 2)
+
+
+@pytest.mark.usefixtures("engine")
+def test_the_engine_removed_stops_the_stores_alone(vm: Machine) -> None:
+    workers, since = vm.pids(), vm.now()
+    vm.run(f"{APT} remove marketprism-embedded", INSTALL_S)
+    assert _store_pids(vm) == [0, 0]
+    assert {vm.show(unit, "Result")["Result"] for unit in STORES} == {"success"}
+    assert vm.pids() == workers
+    assert vm.records("SYSLOG_IDENTIFIER=marketprism-alert", since=since) == []
+    assert vm.run("find /usr/lib/marketprism -name 'chdb*'") == ""
+    assert vm.run("ls /var/lib/marketprism/hot")
+
+
 def test_purged_it_leaves_nothing(vm: Machine) -> None:
     vm.run(f"{APT} purge marketprism", INSTALL_S)
     left = vm.run(
@@ -183,6 +233,21 @@ def _simulate(vm: Machine) -> None:
     vm.wait("the simulator", written.exists, 90)
     vm.config = yaml.safe_load(written.read_text())
     vm.configure()
+
+
+def _stored(config: dict[str, Any]) -> None:
+    config["exchanges"] = {STORED: config["exchanges"][STORED]}
+    config["storage"] = {"enabled": True}
+
+
+def _stored_trades(vm: Machine) -> int:
+    count = "SELECT count() FROM marketprism_hot.trades"
+    answer = vm.attempt(f"marketprism query '{count}' --format csv", 120)
+    return int(answer.text.splitlines()[-1]) if answer.status == 0 else 0
+
+
+def _store_pids(vm: Machine) -> list[int]:
+    return [int(vm.show(unit, "MainPID")["MainPID"]) for unit in STORES]
 
 
 def _faultless(vm: Machine) -> Verdict | None:
