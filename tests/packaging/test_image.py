@@ -8,15 +8,19 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from deb_package import ROOT, make_debian, need, wheels
+from deb_package import ROOT, engine_wheels, make_debian, need, wheels
 
 BASE = "docker.io/library/debian:12-slim"  # as the Dockerfile names it
 IMAGE = "localhost/marketprism-test"
+STORES_IMAGE = f"{IMAGE}-embedded"
 LARGEST_BYTES = 250_000_000
+LARGEST_STORES_BYTES = 1_100_000_000
 COMPOSE = ROOT / "docker-compose.unified.yml"
 DOCKERFILE = ROOT / "packaging/docker/Dockerfile"
 
@@ -60,21 +64,31 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
     buildah("commit", "--quiet", base, BASE)
     buildah("rm", base)
     (folder / "base.tar").unlink()
-    buildah(
-        "bud", "--isolation=chroot", "--pull-never", "--network=host", "--format=docker",
-        f"--volume={wheels()}:/build/wheels:ro", f"--file={DOCKERFILE}", f"--tag={IMAGE}", ROOT,
-    )  # fmt: skip
+    _build(buildah, IMAGE, wheels())
     yield buildah
     buildah("rmi", "--all", "--force")
 
 
+@pytest.fixture(scope="module")
+def stores(buildah: Buildah) -> str:
+    """The image with the engine of the stores."""
+    fetched = engine_wheels()
+    if fetched is None:
+        pytest.skip("it is large; scripts/build-deb --stores fetches what is in it")
+    _build(buildah, STORES_IMAGE, fetched, "--build-arg=LIBRARIES=embedded")
+    return STORES_IMAGE
+
+
+def _build(buildah: Buildah, tag: str, libraries: Path, *options: str) -> None:
+    buildah(
+        "bud", "--isolation=chroot", "--pull-never", "--network=host", "--format=docker",
+        f"--volume={libraries}:/build/wheels:ro", f"--file={DOCKERFILE}", f"--tag={tag}", *options, ROOT,
+    )  # fmt: skip
+
+
 def test_it_is_small_and_says_what_a_container_needs(buildah: Buildah) -> None:
-    (image,) = json.loads(buildah("images", "--json", IMAGE))
-    inspected = json.loads(buildah("inspect", "--type=image", IMAGE))["Docker"]
-    size_bytes = _size_bytes(image["size"])
-    print(f"\nimage: {size_bytes / 1e6:.0f} MB")
-    assert size_bytes < LARGEST_BYTES
-    config = inspected["config"]
+    assert _size_bytes(buildah, IMAGE) < LARGEST_BYTES
+    config = json.loads(buildah("inspect", "--type=image", IMAGE))["Docker"]["config"]
     assert config["Entrypoint"] == ["marketprism", "launcher"]
     assert config["User"] == "marketprism"
     assert set(config["ExposedPorts"]) == {"8087/tcp", "9092/tcp"}
@@ -83,56 +97,88 @@ def test_it_is_small_and_says_what_a_container_needs(buildah: Buildah) -> None:
 
 @pytest.mark.parametrize("options", [["--exchange", "okx_spot"], ["--single-process"]])
 def test_it_collects_and_stops_in_good_order(buildah: Buildah, tmp_path: Path, options: list[str]) -> None:
-    nats, monitor, health, metrics = _free_ports(4)
-    container = buildah("from", IMAGE)
-    entry = json.loads(buildah("inspect", container))["Docker"]["config"]["Entrypoint"]
-    tmp_path.chmod(0o777)
-    (tmp_path / "start").write_text(
+    health, metrics = _free_ports(2)
+    entry = json.loads(buildah("inspect", "--type=image", IMAGE))["Docker"]["config"]["Entrypoint"]
+    monitoring = {"health_check": {"port": health}, "metrics": {"port": metrics}}
+    with _run(buildah, IMAGE, tmp_path, {"monitoring": monitoring}, [*entry, *options]) as run:
+        _wait("healthy", lambda: _status(health) == "healthy", run, tmp_path)
+        pid = int((tmp_path / "main.pid").read_text())
+        assert os.stat(f"/proc/{pid}").st_uid == 8087
+        _stop(run, pid, tmp_path)
+
+
+def test_with_the_engine_it_stores(buildah: Buildah, stores: str, tmp_path: Path) -> None:
+    """By the entry point that docker-compose.unified.yml gives it."""
+    health, metrics, port = _free_ports(3)
+    assert _size_bytes(buildah, stores) < LARGEST_STORES_BYTES
+    entry = yaml.safe_load(COMPOSE.read_text())["services"]["hot"]["entrypoint"]
+    changes = {
+        "monitoring": {"health_check": {"port": health}, "metrics": {"port": metrics}},
+        "storage": {"hot": {"port": port}},
+    }
+    beside = "marketprism launcher --exchange okx_spot & echo $! >/host/launcher.pid"
+    with _run(buildah, stores, tmp_path, changes, entry, beside) as run:
+        _wait("healthy", lambda: _status(port) == "healthy", run, tmp_path)
+        _wait("trades", lambda: _answer(port, "stats")["message_stats"]["trade"]["stored"], run, tmp_path)
+        _stop(run, int((tmp_path / "main.pid").read_text()), tmp_path)
+
+
+@contextmanager
+def _run(
+    buildah: Buildah, image: str, folder: Path, changes: dict[str, Any], command: list[str], beside: str = ""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A container with NATS and simulated exchanges, in which a command runs in the end."""
+    nats, monitor = _free_ports(2)
+    container = buildah("from", image)
+    folder.chmod(0o777)
+    (folder / "start").write_text(
         f"""\
 set -e
-echo $$ >/host/launcher.pid
+echo $$ >/host/main.pid
 sed 's/8222/{monitor}/' /etc/marketprism/nats-server.conf >/host/nats.conf
 nats-server --config /host/nats.conf --port {nats} & echo $! >/host/nats.pid
 marketprism simulate --config /etc/marketprism/unified_data_collection.yaml --rate 20 \\
     --write-config /host/simulated.yaml & echo $! >/host/simulator.pid
-until [ -s /host/simulated.yaml ]; do sleep 0.2; done
 until [ -e /host/config.yaml ]; do sleep 0.2; done
-exec {" ".join(entry)} {" ".join(options)}
+{beside}
+exec {" ".join(command)}
 """
     )
     environment = {
         "MARKETPRISM_CONFIG": "/host/config.yaml",
         "MARKETPRISM_NATS_URL": f"nats://127.0.0.1:{nats}",
     }
-    log = (tmp_path / "log").open("wb")
+    log = (folder / "log").open("wb")
     run = subprocess.Popen(
         buildah.argv(
-            "run", "--isolation=chroot", "--network=host", f"--volume={tmp_path}:/host",
+            "run", "--isolation=chroot", "--network=host", f"--volume={folder}:/host",
             *(f"--env={name}={value}" for name, value in environment.items()), container, "--", "sh", "/host/start",
         ),
         stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        simulated = tmp_path / "simulated.yaml"
-        _wait("the simulator", lambda: simulated.exists() and simulated.stat().st_size, run, tmp_path)
+        simulated = folder / "simulated.yaml"
+        _wait("the simulator", lambda: simulated.exists() and simulated.stat().st_size, run, folder)
         document = yaml.safe_load(simulated.read_text())
-        document["monitoring"] |= {"health_check": {"port": health}, "metrics": {"port": metrics}}
-        (tmp_path / "config.yaml.new").write_text(yaml.safe_dump(document))
-        (tmp_path / "config.yaml.new").rename(tmp_path / "config.yaml")
-        _wait("healthy", lambda: _status(health) == "healthy", run, tmp_path)
-        pid = int((tmp_path / "launcher.pid").read_text())
-        assert os.stat(f"/proc/{pid}").st_uid == 8087
-        began_s = time.monotonic()
-        os.kill(pid, signal.SIGTERM)
-        assert run.wait(60) == 0, (tmp_path / "log").read_text()[-2000:]
-        print(f"\nstopped after {time.monotonic() - began_s:.1f} s")
+        for name, values in changes.items():
+            document[name] = document.get(name, {}) | values
+        (folder / "config.yaml.new").write_text(yaml.safe_dump(document))
+        (folder / "config.yaml.new").rename(folder / "config.yaml")
+        yield run
     finally:
-        for kept in tmp_path.glob("*.pid"):
+        for kept in folder.glob("*.pid"):
             if Path(f"/proc/{kept.read_text().strip()}").exists():
                 os.kill(int(kept.read_text()), signal.SIGTERM)
         run.wait(60)
         log.close()
         buildah("rm", container)
+
+
+def _stop(run: subprocess.Popen[bytes], pid: int, folder: Path) -> None:
+    began_s = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    assert run.wait(60) == 0, (folder / "log").read_text()[-2000:]
+    print(f"\nstopped after {time.monotonic() - began_s:.1f} s")
 
 
 def test_the_compose_file_is_as_asked_for() -> None:
@@ -172,11 +218,14 @@ def _free_ports(count: int) -> list[int]:
 
 def _status(port: int) -> str:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
-            status: str = json.load(answer)["status"]
-            return status
+        return str(_answer(port, "health")["status"])
     except OSError as e:
         return str(e)
+
+
+def _answer(port: int, page: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5) as answer:
+        return dict(json.load(answer))
 
 
 def _wait(what: str, condition: Callable[[], object], run: subprocess.Popen[bytes], folder: Path) -> None:
@@ -187,6 +236,9 @@ def _wait(what: str, condition: Callable[[], object], run: subprocess.Popen[byte
         time.sleep(0.2)
 
 
-def _size_bytes(text: str) -> float:
-    figure, unit = text.split()
-    return float(figure) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+def _size_bytes(buildah: Buildah, image: str) -> float:
+    (found,) = json.loads(buildah("images", "--json", image))
+    figure, unit = found["size"].split()
+    size_bytes = float(figure) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+    print(f"\n{image}: {size_bytes / 1e6:.0f} MB")
+    return size_bytes
