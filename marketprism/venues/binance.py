@@ -44,9 +44,9 @@ _MICROSECONDS = 10**14  # a time above this is in µs (`timeUnit=MICROSECOND`): 
 # -- messages --------------------------------------------------------------------------------------------------
 
 
-class _Depth(msgspec.Struct, gc=False):
+class _Depth(Update, kw_only=True, gc=False):
     symbol: str = msgspec.field(name="s")
-    event_ms: int = msgspec.field(name="E")
+    ts_ms: int = msgspec.field(name="E")
     first_id: int = msgspec.field(name="U")
     last_id: int = msgspec.field(name="u")
     bids: msgspec.Raw = msgspec.field(name="b")
@@ -446,10 +446,11 @@ class Binance(Venue):
         m = _decode_depth(data).data
         book = self.book(m.symbol, connection.conn, now_ns)
         if book is not None:
-            # Spot says nothing of the update before; its rule U == u + 1 does.
-            prev_id = m.prev_id if m.prev_id is not None else m.first_id - 1
-            update = Update(m.bids, m.asks, _ms(m.event_ms), m.last_id, m.first_id, prev_id)
-            book.receive(update, connection.conn, now_ns, out)
+            if m.ts_ms >= _MICROSECONDS:
+                m.ts_ms = _ms(m.ts_ms)
+            if m.prev_id is None:  # spot says nothing of the update before; its rule U == u + 1 does
+                m.prev_id = m.first_id - 1
+            book.receive(m, connection.conn, now_ns, out)
 
     def _on_book_ticker(self, _: Connection, data: bytes, now_ns: int, out: Out) -> None:
         if self.auditor.check is not None:

@@ -29,6 +29,7 @@ from marketprism.venues.base import (
     Routes,
     Send,
     Socket,
+    elapsed,
     place,
     plain,
 )
@@ -52,11 +53,10 @@ class _Arg(msgspec.Struct, gc=False):
     inst_type: str = msgspec.field(name="instType", default="")
 
 
-class _BookRow(msgspec.Struct, gc=False):
+class _BookRow(Update, kw_only=True, gc=False):
     bids: msgspec.Raw  # [price, size, deprecated, orders]: what follows the size is left out
     asks: msgspec.Raw
-    ts: str
-    checksum: int | None = None
+    ts_ms: int = msgspec.field(name="ts")  # in quotes
     last_id: int | None = msgspec.field(name="seqId", default=None)
     prev_id: int | None = msgspec.field(name="prevSeqId", default=None)
 
@@ -150,7 +150,7 @@ class _Answer(msgspec.Struct, gc=False):
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
-_decode_books = msgspec.json.Decoder(_BookFrame).decode
+_decode_books = msgspec.json.Decoder(_BookFrame, strict=False).decode
 _decode_trades = msgspec.json.Decoder(_TradeFrame).decode
 _decode_liquidations = msgspec.json.Decoder(_LiquidationFrame).decode
 
@@ -274,15 +274,18 @@ class Okx(Venue):
     def tick(self, now_ns: int) -> Out:
         """Time has passed. A subscription may be ended without the connection: its book would stand still."""
         out = super().tick(now_ns)
+        if now_ns != self._looked_ns:
+            return out
         for market in self.markets.values():
             book = market.book
-            if book is None or 0 <= now_ns - book.heard_ns < _SILENT_BOOK_NS:
+            if book is None or not (book.live and book.numbered):
                 continue
-            if book.live and book.numbered:
+            if elapsed(now_ns, book.heard_ns, _SILENT_BOOK_NS):
                 book.heard_ns = now_ns
                 i = market.instrument.id
                 out.append(Note("error", "silent", f"no word of the book of {i} for three minutes", i))
                 out += (Reconnect(c, f"silent book {i}", overlap=True) for c in sorted(book.conns))
+            self._look_ns = min(self._look_ns, book.heard_ns + _SILENT_BOOK_NS)
         return out
 
     def _frame(self, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
@@ -346,15 +349,13 @@ class Okx(Venue):
         if book is None:
             return
         for row in m.data:
-            # 0 since 2026-06-23: nothing to compare with.
-            update = Update(
-                row.bids, row.asks, int(row.ts), row.last_id, None, row.prev_id, checksum=row.checksum or None
-            )
+            if not row.checksum:  # 0 since 2026-06-23: nothing to compare with
+                row.checksum = None
             if m.action == "snapshot":
-                update.prev_id = None
-                book.snapshot(update, connection.conn, now_ns, out)
+                row.prev_id = None
+                book.snapshot(row, connection.conn, now_ns, out)
             else:
-                book.receive(update, connection.conn, now_ns, out)
+                book.receive(row, connection.conn, now_ns, out)
 
     def _on_witness(self, arg: _Arg, connection: Connection, data: bytes, now_ns: int, out: Out) -> None:
         if self.auditor.check is not None:
@@ -550,7 +551,7 @@ class Okx(Venue):
         row = _rows(body, list[_BookRow])[0]
         if market is None:
             return
-        snap = Update(row.bids, row.asks, int(row.ts), row.last_id)
+        snap = Update(row.bids, row.asks, row.ts_ms, row.last_id)
         if market.book is None:
             self.polled_book(market, snap, now_ns, out)
         elif row.last_id is None:
@@ -666,7 +667,7 @@ def _rows(body: bytes, kind: type[T]) -> T:
     answer = msgspec.json.decode(body, type=_Answer)
     if answer.code != "0":
         raise RefusedError(f"code {answer.code}: {answer.msg}")
-    return msgspec.json.decode(answer.data, type=kind)
+    return msgspec.json.decode(answer.data, type=kind, strict=False)
 
 
 def _operation(op: str, args: list[_Arg]) -> str:

@@ -30,7 +30,10 @@ _ANEW_MS = 10_000
 
 
 class Update(msgspec.Struct, gc=False):
-    """A message about a book, in common terms. Ids are None where the exchange sends none."""
+    """A message about a book, in common terms. Ids are None where the exchange sends none.
+
+    An exchange's own message may be one, with whatever else it says: then it is decoded in one step.
+    """
 
     bids: Buffer  # JSON, as sent
     asks: Buffer
@@ -286,8 +289,12 @@ class BookSync:
 
     # -- time --------------------------------------------------------------------------------------------------
 
-    def tick(self, now_ns: int, out: Out) -> None:
-        """Retry what is due, show a book that has gone quiet, refresh one whose window is nearly left."""
+    def tick(self, now_ns: int, out: Out) -> int:
+        """Retry what is due, show a book that has gone quiet, refresh one whose window is nearly left.
+
+        Returns when this is next due, as far as can be told: what starts a timer later on starts one of at least a
+        second, or of the snapshot interval.
+        """
         if not self.live:
             lost = self._asked_ns is not None and not self._answer_certain
             if lost and elapsed(now_ns, self._asked_ns or 0, _ANSWER_NS):
@@ -295,22 +302,27 @@ class BookSync:
                 self._retry_later(now_ns)
             if self._retry is not None and elapsed(now_ns, *self._retry) and self.conns:
                 self._ask(now_ns, out)
-            return
+            return now_ns
         if self._ahead and elapsed(now_ns, self._ahead_ns, _AHEAD_NS):
             self._give_up_waiting(now_ns, out)
-            return
-        # `elapsed` and `_state` without their calls: this is asked of every book ten times a second.
-        if not 0 <= now_ns - self.heard_ns < self._show_after_ns and self._shown != (
-            self.last_id,
-            self.last_ts_ms,
-        ):
-            self._show(now_ns, out)
+            return now_ns
+        # `elapsed` without its call: this is asked of every book several times a second.
+        show_ns = None
+        if self._shown != (self.last_id, self.last_ts_ms):
+            if 0 <= now_ns - self.heard_ns < self._show_after_ns:
+                show_ns = self.heard_ns + self._show_after_ns
+            else:
+                self._show(now_ns, out)
         if not 0 <= now_ns - self._checked_ns < _RECHECK_NS:
             self._checked_ns = now_ns
             if self._needs_refresh():
                 self._refreshing = True
                 self._pending.clear()
                 self._ask(now_ns, out)
+        due_ns = self._checked_ns + _RECHECK_NS
+        if self._ahead:
+            due_ns = min(due_ns, self._ahead_ns + _AHEAD_NS)
+        return due_ns if show_ns is None else min(due_ns, show_ns)
 
     def republish(self, now_ns: int, out: Out) -> None:
         """Publish the whole book again: a consumer may have missed changes."""

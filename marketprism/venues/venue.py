@@ -139,6 +139,9 @@ class Venue(ABC):
         self.connections: dict[str, Connection] = {}
         self._newest_ts_ms: dict[tuple[str, str], int] = {}  # of polled types, by (data type, instrument)
         self.coming: set[str] = set()  # instruments that `change` has added and `admit` has not let in yet
+        # When books and trades were looked at, and when they will be again. None of their timers is shorter than this.
+        self._looked_ns = self._look_ns = 0
+        self._look_every_ns = min(SECOND, options.snapshot_interval_ms * MS)
         self._asked_instruments_ns: int | None = None
         self._describing: frozenset[str] = frozenset()  # instruments whose descriptions are asked for
         self._down: dict[str, tuple[int, GapCause]] = {}  # socket → since when nothing was heard, and why
@@ -302,13 +305,22 @@ class Venue(ABC):
             if missing:
                 self._ask_for(connection, missing, now_ns, out)
             check_silent(connection, self._channels, self._vain, now_ns, out)
+        if not self._looked_ns <= now_ns < self._look_ns:
+            self._look(now_ns, out)
+        self.auditor.tick((m.book for m in self.markets.values() if m.book is not None), now_ns, out)
+        return out
+
+    def _look(self, now_ns: int, out: Out) -> None:
+        """Do what is due of books and trades, and note when to look again: they may be many, and ticks are frequent."""
+        self._looked_ns = now_ns
+        due_ns = now_ns + self._look_every_ns
         for market in self.markets.values():
             if market.trades.failed_ns is not None:
                 market.trades.tick(now_ns, out)
+                due_ns = now_ns
             if market.book is not None:
-                market.book.tick(now_ns, out)
-        self.auditor.tick((m.book for m in self.markets.values() if m.book is not None), now_ns, out)
-        return out
+                due_ns = min(due_ns, market.book.tick(now_ns, out))
+        self._look_ns = due_ns
 
     def finish(self, now_ns: int) -> Out:
         """The end: tell what is still missing."""
