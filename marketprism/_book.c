@@ -7,9 +7,12 @@
  * levels, they are never printed.
  *
  * The book holds no Python object, keeps no global state but constant tables, and never recurses.
+ *
+ * At the end stands `Pattern` of marketprism.pattern, which writes what comes of a change into an event's JSON.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -1120,6 +1123,175 @@ static PyTypeObject BookType = {
     .tp_getset = book_properties,
 };
 
+/* -- Pattern ------------------------------------------------------------------------------------------------------ */
+
+enum {
+    PLACES_MAX = 16,
+    DIGITS_MAX = 20, /* of a 64-bit number, with its sign */
+};
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    Py_ssize_t places;
+    PyObject *parts[PLACES_MAX + 1]; /* bytes */
+} Pattern;
+
+static PyObject *encode; /* msgspec's, for a value that is not simple; set once, when the module is made */
+
+typedef struct {
+    const char *text;
+    Py_ssize_t len;
+    int quoted;
+    PyObject *owner; /* holds `text`, where nobody else does */
+    char digits[DIGITS_MAX];
+} Piece;
+
+static void piece_of_int(Piece *piece, long long value)
+{
+    unsigned long long left = value < 0 ? 0 - (unsigned long long)value : (unsigned long long)value;
+    char *end = piece->digits + DIGITS_MAX, *at = end;
+    do
+        *--at = (char)('0' + left % 10);
+    while (left /= 10);
+    if (value < 0)
+        *--at = '-';
+    piece->text = at;
+    piece->len = end - at;
+}
+
+/* Whether a string is the same in JSON. */
+static int is_plain(const char *text, Py_ssize_t len)
+{
+    for (Py_ssize_t i = 0; i < len; i++)
+        if (text[i] < ' ' || text[i] == '"' || text[i] == '\\')
+            return 0;
+    return 1;
+}
+
+/* The JSON of a value; -1 with an exception set where it has none. */
+static int piece_of(Piece *piece, PyObject *value)
+{
+    int overflow = 0;
+    piece->quoted = 0;
+    if (PyBytes_CheckExact(value)) {
+        piece->text = PyBytes_AS_STRING(value);
+        piece->len = PyBytes_GET_SIZE(value);
+        return 0;
+    }
+    if (value == Py_None) {
+        piece->text = "null";
+        piece->len = 4;
+        return 0;
+    }
+    if (PyLong_CheckExact(value)) {
+        long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
+        if (!overflow) {
+            piece_of_int(piece, number);
+            return 0;
+        }
+    } else if (PyUnicode_CheckExact(value) && PyUnicode_IS_COMPACT_ASCII(value)) {
+        piece->text = (const char *)PyUnicode_1BYTE_DATA(value);
+        piece->len = PyUnicode_GET_LENGTH(value);
+        if (is_plain(piece->text, piece->len)) {
+            piece->quoted = 1;
+            return 0;
+        }
+    }
+    piece->owner = PyObject_CallOneArg(encode, value);
+    if (piece->owner == NULL)
+        return -1;
+    if (!PyBytes_Check(piece->owner)) {
+        PyErr_SetString(PyExc_TypeError, "encode() gave no bytes");
+        return -1;
+    }
+    piece->text = PyBytes_AS_STRING(piece->owner);
+    piece->len = PyBytes_GET_SIZE(piece->owner);
+    return 0;
+}
+
+static char *append(char *at, const char *text, Py_ssize_t len)
+{
+    memcpy(at, text, (size_t)len);
+    return at + len;
+}
+
+static char *append_part(char *at, PyObject *part)
+{
+    return append(at, PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part));
+}
+
+static PyObject *pattern_call(Pattern *self, PyObject *const *values, size_t flags, PyObject *names)
+{
+    Piece pieces[PLACES_MAX];
+    PyObject *filled = NULL;
+    Py_ssize_t given = PyVectorcall_NARGS(flags), done = 0;
+    if (given != self->places || names != NULL)
+        return PyErr_Format(PyExc_TypeError, "a pattern of %zd places got %zd values", self->places, given);
+    Py_ssize_t size = PyBytes_GET_SIZE(self->parts[0]);
+    for (; done < given; done++) {
+        Piece *piece = pieces + done;
+        piece->owner = NULL;
+        if (piece_of(piece, values[done]) < 0) {
+            done++;
+            goto end;
+        }
+        size += piece->len + 2 * piece->quoted + PyBytes_GET_SIZE(self->parts[done + 1]);
+    }
+    filled = PyBytes_FromStringAndSize(NULL, size);
+    if (filled == NULL)
+        goto end;
+    char *at = append_part(PyBytes_AS_STRING(filled), self->parts[0]);
+    for (Py_ssize_t i = 0; i < given; i++) {
+        if (pieces[i].quoted)
+            *at++ = '"';
+        at = append(at, pieces[i].text, pieces[i].len);
+        if (pieces[i].quoted)
+            *at++ = '"';
+        at = append_part(at, self->parts[i + 1]);
+    }
+end:
+    while (done > 0)
+        Py_XDECREF(pieces[--done].owner);
+    return filled;
+}
+
+static PyObject *pattern_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    Py_ssize_t count = PyTuple_GET_SIZE(args);
+    if (count < 1 || count > PLACES_MAX + 1 || (kwargs != NULL && PyDict_GET_SIZE(kwargs)))
+        return PyErr_Format(PyExc_TypeError, "a pattern has 1 to %d parts (%zd given)", PLACES_MAX + 1, count);
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (!PyBytes_CheckExact(PyTuple_GET_ITEM(args, i)))
+            return PyErr_Format(PyExc_TypeError, "a part of a pattern is bytes");
+    Pattern *self = (Pattern *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->vectorcall = (vectorcallfunc)(void (*)(void))pattern_call;
+    self->places = count - 1;
+    for (Py_ssize_t i = 0; i < count; i++)
+        self->parts[i] = Py_NewRef(PyTuple_GET_ITEM(args, i));
+    return (PyObject *)self;
+}
+
+static void pattern_dealloc(Pattern *self)
+{
+    for (Py_ssize_t i = 0; i <= self->places; i++)
+        Py_XDECREF(self->parts[i]);
+    Py_TYPE(self)->tp_free(self);
+}
+
+static PyTypeObject PatternType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "marketprism._book.Pattern",
+    .tp_basicsize = sizeof(Pattern),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_doc = "See marketprism.pattern.",
+    .tp_new = pattern_new,
+    .tp_dealloc = (destructor)pattern_dealloc,
+    .tp_vectorcall_offset = offsetof(Pattern, vectorcall),
+    .tp_call = PyVectorcall_Call,
+};
+
 /* -- module ------------------------------------------------------------------------------------------------------ */
 
 static PyObject *normalise(PyObject *Py_UNUSED(module), PyObject *levels)
@@ -1140,7 +1312,12 @@ static PyMethodDef functions[] = {
 static int exec_module(PyObject *module)
 {
     make_crc_tables();
-    return PyModule_AddType(module, &BookType);
+    PyObject *json = PyImport_ImportModule("msgspec.json");
+    Py_XSETREF(encode, json ? PyObject_GetAttrString(json, "encode") : NULL);
+    Py_XDECREF(json);
+    if (encode == NULL)
+        return -1;
+    return PyModule_AddType(module, &BookType) < 0 ? -1 : PyModule_AddType(module, &PatternType);
 }
 
 static PyModuleDef_Slot module_slots[] = {
@@ -1151,7 +1328,7 @@ static PyModuleDef_Slot module_slots[] = {
 static PyModuleDef module_def = {
     PyModuleDef_HEAD_INIT,
     .m_name = "marketprism._book",
-    .m_doc = "The order book in C; see marketprism.book.",
+    .m_doc = "The order book in C, and Pattern; see marketprism.book and marketprism.pattern.",
     .m_methods = functions,
     .m_slots = module_slots,
 };

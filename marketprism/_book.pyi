@@ -1,8 +1,9 @@
-"""The order book in C (_book.c); what it does is said in book.py."""
+"""The order book in C, and `Pattern` (_book.c); what they do is said in book.py and pattern.py."""
 
 from typing import final
 
 from marketprism.book import Buffer
+from marketprism.pattern import Value
 
 @final
 class Book:
@@ -22,5 +23,10 @@ class Book:
     def all(self) -> tuple[bytes, bytes]: ...
     def best(self) -> tuple[tuple[str, str] | None, tuple[str, str] | None]: ...
     def checksum(self) -> int: ...
+
+@final
+class Pattern:
+    def __init__(self, *parts: bytes) -> None: ...
+    def __call__(self, *values: Value) -> bytes: ...
 
 def normalise(levels: Buffer, /) -> bytes: ...

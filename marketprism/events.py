@@ -7,9 +7,11 @@ this machine received the message. The two clocks may disagree by seconds, in ei
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast
+from typing import Any, Literal, Self, TypeAlias, cast
 
 import msgspec
+
+from marketprism.pattern import Pattern
 
 MarketType: TypeAlias = Literal["spot", "perpetual", "futures", "options"]
 Side: TypeAlias = Literal["buy", "sell"]
@@ -48,10 +50,6 @@ class Payload(msgspec.Struct, kw_only=True, gc=False, tag_field="data_type"):
     ts_ms: int | None  # event time, by the exchange's clock
     collected_ts_ms: int  # receive time, by ours
     publisher: str = "unified-collector"
-
-    if TYPE_CHECKING:  # every Struct has it, but msgspec's types do not tell
-
-        def __copy__(self) -> Self: ...
 
 
 class Trade(Payload, kw_only=True, tag="trade"):
@@ -240,8 +238,14 @@ PAYLOADS: dict[str, type[Payload]] = {
 }
 
 
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[AnyPayload] = msgspec.json.Decoder(AnyPayload)
+
+encode = _encoder.encode
+
+
 class Event(msgspec.Struct, gc=False):
-    """A payload, where it goes, and the id that makes publishing it twice harmless.
+    """A payload as it is published, where it goes, and the id that makes publishing it twice harmless.
 
     The id is made from what the exchange says, never from our clock, so that a resend, a restart or a second
     collector beside this one adds nothing twice.
@@ -249,13 +253,26 @@ class Event(msgspec.Struct, gc=False):
 
     subject: str
     id: str
-    data: AnyPayload
+    kind: type[Payload]
+    ts_ms: int | None
+    collected_ts_ms: int
+    payload: bytes
+
+    @classmethod
+    def of(cls, subject: str, id: str, data: AnyPayload) -> Self:  # noqa: A002 - the field's name
+        """An event of a payload that is an object."""
+        return cls(subject, id, type(data), data.ts_ms, data.collected_ts_ms, encode(data))
+
+    @property
+    def data(self) -> AnyPayload:
+        """The payload as an object, decoded each time."""
+        return decode(self.payload)
 
 
-_encoder = msgspec.json.Encoder()
-_decoder: msgspec.json.Decoder[AnyPayload] = msgspec.json.Decoder(AnyPayload)
-
-encode = _encoder.encode
+def pattern(blank: Payload, *places: str) -> Pattern:
+    """The JSON of this payload with places for these fields, which are named in their order there."""
+    fields = msgspec.to_builtins(blank) | dict.fromkeys(places, msgspec.Raw(b"\0"))
+    return Pattern(*encode(fields).split(b"\0"))
 
 
 def decode(payload: bytes) -> AnyPayload:

@@ -250,7 +250,8 @@ def run(exchange: str, symbols: tuple[str, ...] | None, instruments: Path | None
     types: Counter[str] = Counter()
 
     def emit(event: Event) -> None:
-        encoder.encode_into(event, buffer)
+        line = {"subject": event.subject, "id": event.id, "data": msgspec.Raw(event.payload)}
+        encoder.encode_into(line, buffer)
         buffer.extend(b"\n")
         out.write(buffer)
         types[event.subject.split(".", 1)[0]] += 1

@@ -12,9 +12,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "marketprism"
 
 # Room → the other rooms it may import. A room is a module or a package directly under marketprism/.
-_GROUND = {"events", "config", "book", "capture", "logs", "journal", "memory", "notify", "parent"}
+_GROUND = {"events", "pattern", "config", "book", "capture", "logs", "journal", "memory", "notify", "parent"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "events": set(),
+    "events": {"pattern"},
+    "pattern": {"_book"},  # in C
     "config": set(),
     "capture": set(),
     "parent": set(),

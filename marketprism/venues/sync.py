@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from marketprism.book import Book, Buffer
-from marketprism.events import Event, Gap, GapCause, OrderBook, OrderBookDelta, as_sent
+from marketprism.events import Event, Gap, GapCause, OrderBook, OrderBookDelta, as_sent, pattern
 from marketprism.venues.base import MS, SECOND, Instrument, Note, Options, Out, elapsed, excerpt
 
 _RETRY_FIRST_NS = SECOND
@@ -115,8 +115,7 @@ class BookSync:
         self.instrument = instrument
         self._subject = instrument.subject("orderbook_delta")
         self._ids = instrument.event_id("orderbook_delta", "")  # what all ids begin with
-        # Of each change a copy is made: that costs less than half of what a new one does.
-        self._blank = OrderBookDelta(
+        blank = OrderBookDelta(
             exchange=instrument.exchange,
             market_type=instrument.market_type,
             symbol=instrument.symbol,
@@ -130,6 +129,20 @@ class BookSync:
             last_update_id=None,
             prev_update_id=None,
             quantity_unit=instrument.unit,
+        )
+        self._pattern = pattern(
+            blank,
+            "ts_ms",
+            "collected_ts_ms",
+            "update_type",
+            "bids",
+            "asks",
+            "first_update_id",
+            "last_update_id",
+            "prev_update_id",
+            "checksum",
+            "exact_from",
+            "exact_to",
         )
 
     # -- connections -------------------------------------------------------------------------------------------
@@ -363,32 +376,33 @@ class BookSync:
 
     def _take(self, update: Update, now_ns: int, out: Out) -> None:
         """Apply one update that follows, and publish it."""
-        ts_ms = update.ts_ms
+        book, ts_ms = self.book, update.ts_ms
         if ts_ms is not None and not self._same_from_ms <= ts_ms < self._same_to_ms:
             self._interval(ts_ms, now_ns, out)
         try:
-            bids, asks = self.book.apply(update.bids, update.asks)
+            bids, asks = book.apply(update.bids, update.asks)
         except ValueError as e:
             text = f"change of a book refused: {excerpt(e)}"
             out.append(Note("warning", "malformed", text, self.instrument.id))
             self._defect("malformed", update, now_ns, out, excerpt(e))
             return
-        if bids == asks == NO_LEVELS and update.prev_id is not None and update.prev_id == update.last_id:
+        last_id = update.last_id
+        if last_id == update.prev_id and last_id is not None and bids == asks == NO_LEVELS:
             return  # OKX: nothing changed for a minute
-        if self.book.crossed:
+        if book.crossed:
             self._defect("crossed", update, now_ns, out)
             return
         checksum = update.checksum
-        if checksum is not None and checksum != self.book.checksum():
+        if checksum is not None and checksum != book.checksum():
             self._defect("checksum", update, now_ns, out)
             return
         self._splicing = False
-        self.last_id = update.last_id
+        self.last_id = last_id
         self.last_ts_ms = ts_ms
         self.last_checksum = checksum
         if not self._monotone:
-            self._recent.append((update.prev_id, update.last_id))
-        self._publish(False, update, bids, asks, now_ns, out)
+            self._recent.append((update.prev_id, last_id))
+        self._publish_change(update, bids, asks, now_ns // MS, out)
         if self._refreshing:
             self._pending.append(("", update))
             self._rebase(now_ns, out)
@@ -432,7 +446,7 @@ class BookSync:
         self.resyncs[cause] = self.resyncs.get(cause, 0) + 1
         gap = self._gap(cause, update, detail, self.last_id, self.last_ts_ms)
         identity = f"orderbook_delta:{gap.last_id_before}:{gap.first_id_after}:{gap.last_ts_ms_before}"
-        out.append(Event(self.instrument.subject("gap"), self.instrument.event_id("gap", identity), gap))
+        out.append(Event.of(self.instrument.subject("gap"), self.instrument.event_id("gap", identity), gap))
 
     # -- a whole book ------------------------------------------------------------------------------------------
 
@@ -475,7 +489,7 @@ class BookSync:
         gap.first_id_after, gap.first_ts_ms_after = str(self.last_id), self.last_ts_ms
         gap.collected_ts_ms = now_ns // MS
         identity = f"orderbook_delta:{gap.last_id_before}:{gap.first_id_after}"
-        out.append(Event(self.instrument.subject("gap"), self.instrument.event_id("gap", identity), gap))
+        out.append(Event.of(self.instrument.subject("gap"), self.instrument.event_id("gap", identity), gap))
 
     def _rebase(self, now_ns: int, out: Out) -> None:
         """Replace a live book by a fresh snapshot plus what the stream has said since."""
@@ -551,34 +565,29 @@ class BookSync:
         out.append(order_book(self.instrument, *top, self.last_id, self.last_ts_ms, now_ns))
 
     def _publish_snapshot(self, now_ns: int, out: Out) -> None:
+        """The whole book."""
         bids, asks = self.book.all()
-        whole = Update(bids, asks, self.last_ts_ms, self.last_id, checksum=self.last_checksum)
-        self._publish(True, whole, bids, asks, now_ns, out)
+        exact_from, exact_to = self.book.exact_from, self.book.exact_to
+        (last_id, ts_ms), checksum, now_ms = self._state, self.last_checksum, now_ns // MS
+        payload = self._pattern(
+            ts_ms, now_ms, "snapshot", bids, asks, None, last_id, None, checksum, exact_from, exact_to
+        )
+        identity = f"snapshot:{ts_ms}:{checksum}" if last_id is None else f"snapshot:{last_id}:{ts_ms}"
+        out.append(Event(self._subject, self._ids + identity, OrderBookDelta, ts_ms, now_ms, payload))
 
-    def _publish(self, whole: bool, u: Update, bids: bytes, asks: bytes, now_ns: int, out: Out) -> None:
-        """A change, or the `whole` book."""
-        data = self._blank.__copy__()
-        data.ts_ms = ts_ms = u.ts_ms
-        data.collected_ts_ms = now_ns // MS
-        data.bids = as_sent(bids)
-        data.asks = as_sent(asks)
-        data.first_update_id = first_id = u.first_id
-        data.last_update_id = last_id = u.last_id
-        data.prev_update_id = u.prev_id
-        data.checksum = u.checksum
-        if whole:
-            data.update_type = "snapshot"
-            data.exact_from, data.exact_to = self.book.exact_from, self.book.exact_to
+    def _publish_change(self, u: Update, bids: bytes, asks: bytes, now_ms: int, out: Out) -> None:
+        ts_ms, first_id, last_id, prev_id = u.ts_ms, u.first_id, u.last_id, u.prev_id
+        payload = self._pattern(
+            ts_ms, now_ms, "delta", bids, asks, first_id, last_id, prev_id, u.checksum, None, None
+        )
         if last_id is None:
-            ident = f"{self._ids}{data.update_type}:{ts_ms}:{u.checksum}"
-        elif whole:
-            ident = f"{self._ids}snapshot:{last_id}:{ts_ms}"
+            event_id = f"{self._ids}delta:{ts_ms}:{u.checksum}"
         elif self._monotone:
-            ident = f"{self._ids}{first_id or u.prev_id}-{last_id}"
+            event_id = f"{self._ids}{first_id or prev_id}-{last_id}"
         else:
             # The time tells OKX's numbers apart that come again after a reset.
-            ident = f"{self._ids}{first_id or u.prev_id}-{last_id}:{ts_ms}"
-        out.append(Event(self._subject, ident, data))
+            event_id = f"{self._ids}{first_id or prev_id}-{last_id}:{ts_ms}"
+        out.append(Event(self._subject, event_id, OrderBookDelta, ts_ms, now_ms, payload))
 
     def _gap(
         self, cause: GapCause, update: Update | None, detail: str, last_id: int | None, last_ts_ms: int | None
@@ -633,7 +642,7 @@ def order_book(
         normalized_symbol=instrument.symbol,
         standardized_at=iso(now_ns // MS),
     )
-    return Event(
+    return Event.of(
         instrument.subject("orderbook"), instrument.event_id("orderbook", f"{last_id}:{ts_ms}"), data
     )
 

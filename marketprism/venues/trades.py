@@ -204,4 +204,4 @@ class TradeLog:
 
     def _tell(self, gap: Gap, identity: str, out: Out) -> None:
         i = self.instrument
-        out.append(Event(i.subject("gap"), i.event_id("gap", identity), gap))
+        out.append(Event.of(i.subject("gap"), i.event_id("gap", identity), gap))

@@ -21,6 +21,7 @@ from marketprism.events import (
     Side,
     Trade,
     decode,
+    pattern,
 )
 from marketprism.venues.audit import Auditor
 from marketprism.venues.base import (
@@ -74,11 +75,11 @@ class Market:
 
     __slots__ = (
         "aggregates",
-        "blank_trade",
         "book",
         "instrument",
         "mark_price",
         "trade_ids",
+        "trade_pattern",
         "trade_subject",
         "trades",
     )
@@ -95,8 +96,7 @@ class Market:
         self.instrument = self.trades.instrument = instrument
         self.trade_subject = instrument.subject("trade")
         self.trade_ids = instrument.event_id("trade", "")  # what all their ids begin with
-        # Of each trade a copy is made: that costs less than half of what a new one does.
-        self.blank_trade = Trade(
+        blank = Trade(
             exchange=instrument.exchange,
             market_type=instrument.market_type,
             symbol=instrument.symbol,
@@ -111,6 +111,20 @@ class Market:
             side="buy",
             trade_ts_ms=0,
             normalized_symbol=instrument.symbol,
+        )
+        self.trade_pattern = pattern(
+            blank,
+            "ts_ms",
+            "collected_ts_ms",
+            "trade_id",
+            "price",
+            "quantity",
+            "exchange_quantity",
+            "side",
+            "trade_ts_ms",
+            "first_trade_id",
+            "last_trade_id",
+            "trade_seq",
         )
         if self.book is not None:
             self.book.describe(instrument)
@@ -139,9 +153,11 @@ class Venue(ABC):
         self.connections: dict[str, Connection] = {}
         self._newest_ts_ms: dict[tuple[str, str], int] = {}  # of polled types, by (data type, instrument)
         self.coming: set[str] = set()  # instruments that `change` has added and `admit` has not let in yet
-        # When books and trades were looked at, and when they will be again. None of their timers is shorter than this.
+        # When books and trades were looked at, when they will be again, and the books that are due before that. No
+        # timer of theirs is shorter than from one look to the next, so one that is started in between can wait for it.
         self._looked_ns = self._look_ns = 0
         self._look_every_ns = min(SECOND, options.snapshot_interval_ms * MS)
+        self._soon: list[tuple[int, BookSync]] = []
         self._asked_instruments_ns: int | None = None
         self._describing: frozenset[str] = frozenset()  # instruments whose descriptions are asked for
         self._down: dict[str, tuple[int, GapCause]] = {}  # socket → since when nothing was heard, and why
@@ -307,20 +323,32 @@ class Venue(ABC):
             check_silent(connection, self._channels, self._vain, now_ns, out)
         if not self._looked_ns <= now_ns < self._look_ns:
             self._look(now_ns, out)
+        elif self._soon:
+            self._look_at_some(now_ns, out)
         self.auditor.tick((m.book for m in self.markets.values() if m.book is not None), now_ns, out)
         return out
 
     def _look(self, now_ns: int, out: Out) -> None:
         """Do what is due of books and trades, and note when to look again: they may be many, and ticks are frequent."""
         self._looked_ns = now_ns
-        due_ns = now_ns + self._look_every_ns
+        self._look_ns = next_ns = now_ns + self._look_every_ns
+        self._soon = []
         for market in self.markets.values():
             if market.trades.failed_ns is not None:
                 market.trades.tick(now_ns, out)
-                due_ns = now_ns
+                self._look_ns = now_ns
             if market.book is not None:
-                due_ns = min(due_ns, market.book.tick(now_ns, out))
-        self._look_ns = due_ns
+                due_ns = market.book.tick(now_ns, out)
+                if due_ns < next_ns:
+                    self._soon.append((due_ns, market.book))
+
+    def _look_at_some(self, now_ns: int, out: Out) -> None:
+        """Do what is due of the books that cannot wait for the next look at all of them."""
+        soon, self._soon = self._soon, []
+        for at_ns, book in soon:
+            due_ns = at_ns if at_ns > now_ns else book.tick(now_ns, out)
+            if due_ns < self._look_ns:
+                self._soon.append((due_ns, book))
 
     def finish(self, now_ns: int) -> Out:
         """The end: tell what is still missing."""
@@ -590,18 +618,12 @@ class Venue(ABC):
             return False
         if "trade" not in self._data_types:
             return True
-        data = market.blank_trade.__copy__()
-        data.ts_ms = data.trade_ts_ms = ts_ms
-        data.collected_ts_ms = now_ns // MS
-        data.trade_id = trade_id
-        data.price = price
-        data.quantity = base_quantity
-        data.exchange_quantity = quantity
-        data.side = side
-        if span is not NO_SPAN:
-            data.first_trade_id, data.last_trade_id = span
-        data.trade_seq = seq
-        out.append(Event(market.trade_subject, market.trade_ids + trade_id, data))
+        now_ms = now_ns // MS
+        first_id, last_id = span
+        payload = market.trade_pattern(
+            ts_ms, now_ms, trade_id, price, base_quantity, quantity, side, ts_ms, first_id, last_id, seq
+        )
+        out.append(Event(market.trade_subject, market.trade_ids + trade_id, Trade, ts_ms, now_ms, payload))
         return True
 
     def publish(
@@ -630,7 +652,7 @@ class Venue(ABC):
             collected_ts_ms=now_ns // MS,
             **fields,
         )
-        out.append(Event(i.subject(data_type), event_id, data))
+        out.append(Event.of(i.subject(data_type), event_id, data))
 
     def polled_book(self, market: Market, snap: Update, now_ns: int, out: Out) -> None:
         """`orderbook.method: snapshot`: publish what REST said. Raises ValueError on a book that cannot be."""

@@ -120,4 +120,4 @@ def _since_ms(data: object) -> int:
 
 
 def _subject(event: Event) -> str:
-    return event.subject.replace("gap.", "trade.", 1) if isinstance(event.data, Gap) else event.subject
+    return event.subject.replace("gap.", "trade.", 1) if event.kind is Gap else event.subject

@@ -163,7 +163,7 @@ class Collector:
 
     def _is_late(self, item: Output) -> bool:
         """Whether this is a trade out of an answer; then it is handed on."""
-        if not isinstance(item, Event) or not isinstance(item.data, Trade):
+        if not isinstance(item, Event) or item.kind is not Trade:
             return False
         self._emit_late(item, time.perf_counter_ns())
         return True

@@ -12,7 +12,7 @@ from typing import Any
 
 from marketprism import __version__
 from marketprism.config import ExchangeSettings, Settings
-from marketprism.events import AnyPayload, Event, Gap, OrderBook, OrderBookDelta, Payload, Trade, encode
+from marketprism.events import AnyPayload, Event, Gap, OrderBook, OrderBookDelta, Payload, Trade
 from marketprism.logs import RateLimitedLog, act_as
 from marketprism.memory import MB, Memory
 from marketprism.venues.base import MS, Instrument, Out
@@ -68,7 +68,7 @@ class Worker:
         self._acknowledged = 0
         self._ack_patience_s = 2 * settings.nats.publish.ack_timeout_s
         # First and last event that NATS had no room for, by subject.
-        self._lost: dict[str, tuple[AnyPayload, AnyPayload]] = {}
+        self._lost: dict[str, tuple[Event, Event]] = {}
 
     async def run(self) -> None:
         """Collect and publish until cancelled. Whatever ends it otherwise is a defect and is raised."""
@@ -151,25 +151,25 @@ class Worker:
     # -- events ------------------------------------------------------------------------------------------------
 
     def _publish(self, event: Event, read_ns: int) -> None:
-        data = event.data
-        kind = type(data)
+        kind = event.kind
         if (kind is Gap or self._holdback.doubts) and self._held_back(event, read_ns):
             return
-        message = Message(event.subject, event.id, encode(data), kind is OrderBook, data.ts_ms, read_ns)
+        message = Message(event.subject, event.id, event.payload, kind is OrderBook, event.ts_ms, read_ns)
         if self.publisher.publish(message, more=True):  # the collector flushes
             self._counts[kind] += 1
-            self._last_s[kind] = data.collected_ts_ms / 1000
+            self._last_s[kind] = event.collected_ts_ms / 1000
         elif not message.droppable:
-            first, _ = self._lost.get(event.subject, (data, data))
-            self._lost[event.subject] = first, data
-        if isinstance(data, Gap):
-            self._tell(data)
+            first, _ = self._lost.get(event.subject, (event, event))
+            self._lost[event.subject] = first, event
+        if kind is Gap:
+            self._tell(event.data)
 
     def _held_back(self, event: Event, read_ns: int) -> bool:
         """Whether the stream is asked first, since another collector may have published what is missing here."""
         return self._holdback.takes(event, read_ns) or self._backfill.takes_gap(event, read_ns)
 
-    def _tell(self, gap: Gap) -> None:
+    def _tell(self, gap: AnyPayload) -> None:
+        assert isinstance(gap, Gap)
         self._gaps[gap.affected_data_type, gap.cause] += 1
         self._gaps_by_minute[int(time.time() // 60)] += 1
         known = (
@@ -206,7 +206,9 @@ class Worker:
                 log.error("%d messages of %s were lost for want of room", hole.count, hole.subject)
                 continue
             instrument, data_type = found
-            out.append(overflow_gap(instrument, data_type, hole, self._lost.pop(hole.subject, None), now_ns))
+            ends = self._lost.pop(hole.subject, None)
+            lost = (ends[0].data, ends[1].data) if ends else None
+            out.append(overflow_gap(instrument, data_type, hole, lost, now_ns))
             if data_type == "orderbook_delta":
                 books.append(instrument.id)
         self.collector.handle(out + venue.republish(books, now_ns))
@@ -338,7 +340,7 @@ def overflow_gap(
         missing=hole.count,
         detail=f"first lost message {hole.first_id}, last {hole.last_id}",
     )
-    return Event(i.subject("gap"), i.event_id("gap", f"{data_type}:{hole.first_id}:{hole.last_id}"), gap)
+    return Event.of(i.subject("gap"), i.event_id("gap", f"{data_type}:{hole.first_id}:{hole.last_id}"), gap)
 
 
 def _ids_around(first: AnyPayload, last: AnyPayload) -> tuple[str | None, str | None]:

@@ -56,7 +56,7 @@ def event(data: Payload, identity: str) -> Event:
     """The payload with its subject and id."""
     data_type = str(data.__struct_config__.tag)
     where = subject(data_type, data.exchange, data.market_type, data.symbol)
-    return Event(
+    return Event.of(
         where, f"{data_type}:{data.exchange}:{data.market_type}:{data.instrument_id}:{identity}", data
     )  # type: ignore[arg-type]
 

@@ -85,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, market: Market) -> Iterator[Co
 
 def _event(identity: str, payload: Any) -> Event:
     assert isinstance(payload, OrderBookDelta)
-    return Event(
+    return Event.of(
         f"orderbook_delta.{payload.exchange}.{payload.market_type}.{payload.symbol}", identity, payload
     )
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from chaos.consumer import ConsumerBook
-from marketprism.events import Event, Gap, OrderBook, OrderBookDelta, Trade, decode, encode
+from marketprism.events import Event, Gap, OrderBook, OrderBookDelta, Trade, encode
 from marketprism.venues import VENUES
 from marketprism.venues.base import MS, SECOND, Fetch, Note, Out, Reconnect, Send
 from marketprism.worker.options import replay_options
@@ -36,7 +36,12 @@ class Judge:
     def take(self, event: Event) -> None:
         """Judge one event."""
         data = event.data
-        assert encode(data)
+        assert event.payload == encode(data)  # and it is valid, and as the encoder writes it
+        assert (event.kind, event.ts_ms, event.collected_ts_ms) == (
+            type(data),
+            data.ts_ms,
+            data.collected_ts_ms,
+        )
         assert " " not in event.subject
         assert event.subject.split(".", 1)[0] == type(data).__struct_config__.tag
         if isinstance(data, OrderBookDelta):
@@ -105,9 +110,8 @@ class Drive:
         """Sort what came out, and let the judge see it in order."""
         for item in out:
             if isinstance(item, Event):
-                event = Event(item.subject, item.id, decode(encode(item.data)))  # as a consumer gets it
-                self.events.append(event)
-                self.judge.take(event)
+                self.events.append(item)
+                self.judge.take(item)
             elif isinstance(item, Send):
                 self.sends.append(item)
             elif isinstance(item, Fetch):

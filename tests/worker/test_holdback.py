@@ -86,7 +86,7 @@ class Desk:
 
     def take(self, *datas: OrderBookDelta | Gap) -> None:
         for data in datas:
-            event = Event(GAP if isinstance(data, Gap) else BOOK, "", data)
+            event = Event.of(GAP if isinstance(data, Gap) else BOOK, "", data)
             if not self.holdback.takes(event, 0):
                 self.publish(event, 0)
 
@@ -261,9 +261,9 @@ def backfilled(held: list[Trade], *datas: Trade | Gap, away: bool = False) -> li
         backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, read)
         for data in datas:
             if isinstance(data, Gap):
-                assert backfill.takes_gap(Event(GAP, "", data), 0)
+                assert backfill.takes_gap(Event.of(GAP, "", data), 0)
             else:
-                backfill.take(Event(TRADES, "", data), 0)
+                backfill.take(Event.of(TRADES, "", data), 0)
         task = asyncio.create_task(backfill.run())
         await until(lambda: not backfill._waiting, what="all is decided")
         task.cancel()
@@ -288,7 +288,7 @@ def test_at_the_end_the_stream_is_read_but_not_for_long() -> None:
 
         backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, read)
         for number in (7, 8):
-            backfill.take(Event(TRADES, "", trade(number)), 0)
+            backfill.take(Event.of(TRADES, "", trade(number)), 0)
         await backfill.finish(0.2)
         return published
 
@@ -312,9 +312,9 @@ def test_a_gap_of_trades_is_told_unless_all_are_there() -> None:
 def test_a_gap_without_numbers_is_told_at_once() -> None:
     backfill = Backfill(lambda *_: None, lambda: None, lambda *_: pytest.fail("nothing to read"))
     anew = gap(600, "sequence", affected_data_type="trade", first_id_after="9")
-    assert not backfill.takes_gap(Event(GAP, "", anew), 0)
-    assert not backfill.takes_gap(Event(GAP, "", msgspec.structs.replace(anew, missing=5)), 0)
-    assert not backfill.takes_gap(Event(GAP, "", gap(5)), 0)
+    assert not backfill.takes_gap(Event.of(GAP, "", anew), 0)
+    assert not backfill.takes_gap(Event.of(GAP, "", msgspec.structs.replace(anew, missing=5)), 0)
+    assert not backfill.takes_gap(Event.of(GAP, "", gap(5)), 0)
 
 
 @pytest.mark.skipif(nats_server() is None, reason="no nats-server: run scripts/setup")
