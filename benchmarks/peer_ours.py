@@ -1,7 +1,7 @@
 """Venue and book over a recording; our half of `scripts/bench peers`, in a process like the other half's.
 
 Arguments: the recording, its exchange, and where to write the frames for the other half (see peer_cryptofeed.py).
-Answers each line on stdin, `book 3` or `encode 3`, with the CPU time of so many passes on fresh venues.
+Answers each line on stdin, `book 3`, with the CPU time of so many passes on fresh venues.
 """
 
 import gc
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.replay import Call, Recording, recording, run
-from marketprism.events import encode
 from marketprism.venues.venue import Venue
 
 
@@ -55,16 +54,9 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     for line in sys.stdin:
-        what, passes = line.split()
-        spent = sum(
-            run(exchange, taped.calls, encode if what == "encode" else _not_at_all)[0]
-            for _ in range(int(passes))
-        )
+        _, passes = line.split()
+        spent = sum(run(exchange, taped.calls)[0] for _ in range(int(passes)))
         print(json.dumps({"ns": spent}), flush=True)
-
-
-def _not_at_all(_: object) -> bytes:
-    return b""
 
 
 if __name__ == "__main__":

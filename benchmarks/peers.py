@@ -18,7 +18,7 @@ from benchmarks.replay import ReplayBenchError, best_and_median_us, exchange_of
 from marketprism.config import OFFERS
 
 CRYPTOFEED = "2.4.1"
-_TURNS = ("book", "encode", "plain", "checked")  # the first two are ours
+_TURNS = ("book", "plain", "checked")  # the first is ours
 _FRAMES_A_REPETITION = 5_000  # a short recording is run so often in a row
 
 
@@ -26,11 +26,10 @@ _FRAMES_A_REPETITION = 5_000  # a short recording is run so often in a row
 class PeerFigures:
     """One recording. Microseconds of CPU a frame: best and median of the repetitions.
 
-    `book_us` venue and book, `encode_us` the same and the events encoded; `peer_us` cryptofeed at its defaults,
-    `peer_checked_us` with the checks of a book that it offers and ours always makes. The ratios are cryptofeed's time
-    over ours, median of the pairs: at its defaults over venue and book, checked over venue and book, at its defaults
-    over all of ours. `peer_callbacks`: what cryptofeed handed to its user, by type. `peer_warnings`: frames it did
-    not understand. `tops_equal` of `books` have the same best bid and ask at the end on both sides.
+    `book_us` venue and book, to the written events; `peer_us` cryptofeed at its defaults, `peer_checked_us` with the
+    checks of a book that it offers and ours always makes. The ratios are cryptofeed's time over ours, median of the
+    pairs. `peer_callbacks`: what cryptofeed handed to its user, by type. `peer_warnings`: frames it did not
+    understand. `tops_equal` of `books` have the same best bid and ask at the end on both sides.
     """
 
     capture: str
@@ -43,12 +42,10 @@ class PeerFigures:
     books: int
     tops_equal: int
     book_us: tuple[float, float]
-    encode_us: tuple[float, float]
     peer_us: tuple[float, float]
     peer_checked_us: tuple[float, float]
     ratio: float
     ratio_checked: float
-    ratio_encode: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,7 @@ def _compare(path: Path, exchange: str | None, repetitions: int, python: Path) -
                 they_say = theirs.hear()
                 passes = -(-_FRAMES_A_REPETITION // we_say["frames"])
                 rounds = [_round(ours, theirs, passes, n) for n in range(repetitions)]
-    book_ns, encode_ns, peer_ns, checked_ns = zip(*rounds, strict=True)
+    book_ns, peer_ns, checked_ns = zip(*rounds, strict=True)
     total = we_say["frames"] * passes
     return PeerFigures(
         capture=path.name,
@@ -96,12 +93,10 @@ def _compare(path: Path, exchange: str | None, repetitions: int, python: Path) -
         books=len(they_say["tops"]),
         tops_equal=sum(we_say["tops"].get(book) == top for book, top in they_say["tops"].items()),
         book_us=best_and_median_us(book_ns, total),
-        encode_us=best_and_median_us(encode_ns, total),
         peer_us=best_and_median_us(peer_ns, total),
         peer_checked_us=best_and_median_us(checked_ns, total),
         ratio=_median_ratio(peer_ns, book_ns),
         ratio_checked=_median_ratio(checked_ns, book_ns),
-        ratio_encode=_median_ratio(peer_ns, encode_ns),
     )
 
 
@@ -110,7 +105,7 @@ def _round(ours: Dialogue, theirs: Dialogue, passes: int, number: int) -> list[i
     spent = [0] * len(_TURNS)
     for n in range(len(_TURNS)):
         turn = (number + n) % len(_TURNS)
-        half = ours if turn < 2 else theirs
+        half = ours if turn == 0 else theirs
         spent[turn] = half.ask(f"{_TURNS[turn]} {passes}")["ns"]
     return spent
 

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 # Okabe and Ito's colours, told apart by colour-blind people, too
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 INK, GRID = "#333333", "#DDDDDD"
 NAMES = {
     "binance_spot": "Binance spot",
@@ -76,13 +76,12 @@ def compared(axes, peers):
     captures = peers["captures"]
     kinds = (
         ("book_us", "venue + book", BLUE),
-        ("encode_us", "+ encode", SKY),
         ("peer_us", "cryptofeed", ORANGE),
         ("peer_checked_us", "cryptofeed, book checked", RED),
     )
     for n, (key, label, colour) in enumerate(kinds):
         costs = [c[key][1] for c in captures]
-        places = [row + 0.2 * (n - 1.5) for row in range(len(captures))]
+        places = [row + 0.2 * (n - 1) for row in range(len(captures))]
         axes.plot(costs, places, "o", color=colour, label=label, ms=6)
         for cost, place in zip(costs, places, strict=True):
             axes.annotate(f"{cost:.0f}", (cost, place), (5, -2), textcoords="offset points", fontsize=6)
@@ -96,7 +95,7 @@ def compared(axes, peers):
     axes.grid(visible=False, axis="y")
     plain_ticks(axes.xaxis)
     axes.set_title("The same recorded frames, medians")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.4, -0.36), ncols=4, columnspacing=1, handlelength=1)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, -0.36), ncols=3, columnspacing=1, handlelength=1)
 
 
 def memory(axes, soak):

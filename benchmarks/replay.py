@@ -1,4 +1,4 @@
-"""`scripts/bench replay`: venue, book and encoding alone, over a recording in memory.
+"""`scripts/bench replay`: venue and book alone, from the frame to the written event, over a recording in memory.
 
 A first replay notes every call that the venue gets. The calls are then repeated, each time on a fresh venue, with
 nothing around them: no file, no socket, no NATS. The clock is the CPU time of the thread.
@@ -17,7 +17,7 @@ import msgspec
 
 from benchmarks.machine import Machine
 from marketprism.config import OFFERS
-from marketprism.events import Event, encode
+from marketprism.events import Event
 from marketprism.replay import Replay
 from marketprism.venues import VENUES
 from marketprism.venues.base import Out
@@ -42,7 +42,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class ChannelFigures:
-    """One kind of frames: what a frame costs, best of a few repetitions, by the wall clock, encoding included."""
+    """One kind of frames: what a frame costs, best of a few repetitions, by the wall clock."""
 
     channel: str
     frames: int
@@ -54,8 +54,8 @@ class ChannelFigures:
 class CaptureFigures:
     """One recording. Microseconds of CPU a frame; the first figure is the best repetition, the second the median.
 
-    `decode_us`: the frames decoded as JSON without a type, and no more, for scale. `book_us`: venue and book, typed
-    decoding included. `encode_us`: the same, and the events encoded. `left_out`: frames of channels from which
+    `decode_us`: the frames decoded as JSON without a type, and no more, for scale. `book_us`: venue and book, from the
+    frame to the events, written as they are published. `left_out`: frames of channels from which
     nothing is published, which a worker does not subscribe to.
     """
 
@@ -68,7 +68,6 @@ class CaptureFigures:
     left_out: dict[str, int]
     decode_us: tuple[float, float]
     book_us: tuple[float, float]
-    encode_us: tuple[float, float]
     channels: list[ChannelFigures]
     messages_per_s_per_core: tuple[float, float]
 
@@ -188,8 +187,8 @@ def _measure(path: Path, exchange: str | None, repetitions: int) -> CaptureFigur
         channels = _split(taped.exchange, taped.calls)
     finally:
         gc.unfreeze()
-    decode_ns, book_ns, encode_ns = zip(*((c.decode_ns, c.book_ns, c.encode_ns) for c in costs), strict=True)
-    encode_us = best_and_median_us(encode_ns, len(frames))
+    decode_ns, book_ns = zip(*((c.decode_ns, c.book_ns) for c in costs), strict=True)
+    book_us = best_and_median_us(book_ns, len(frames))
     return CaptureFigures(
         capture=path.name,
         exchange=taped.exchange,
@@ -199,10 +198,9 @@ def _measure(path: Path, exchange: str | None, repetitions: int) -> CaptureFigur
         bytes_out=costs[0].bytes_out,
         left_out=taped.left_out,
         decode_us=best_and_median_us(decode_ns, len(frames)),
-        book_us=best_and_median_us(book_ns, len(frames)),
-        encode_us=encode_us,
+        book_us=book_us,
         channels=channels,
-        messages_per_s_per_core=(1e6 / encode_us[0], 1e6 / encode_us[1]),
+        messages_per_s_per_core=(1e6 / book_us[0], 1e6 / book_us[1]),
     )
 
 
@@ -219,17 +217,14 @@ def best_and_median_us(costs_ns: Sequence[int], frames: int) -> tuple[float, flo
 class _Cost:
     decode_ns: int
     book_ns: int
-    encode_ns: int
     events: int
     bytes_out: int
 
 
 def _repeat(name: str, calls: Sequence[Call], frames: Sequence[bytes]) -> _Cost:
-    """All three figures one after the other, so that a noisy moment hits them alike."""
+    """Both figures one after the other, so that a noisy moment hits them alike."""
     decode_ns = _decode_ns(frames)
-    book_ns, _, _ = run(name, calls, lambda _: b"")
-    encode_ns, events, bytes_out = run(name, calls, encode)
-    return _Cost(decode_ns, book_ns, encode_ns, events, bytes_out)
+    return _Cost(decode_ns, *run(name, calls))
 
 
 def _decode_ns(frames: Sequence[bytes]) -> int:
@@ -240,7 +235,7 @@ def _decode_ns(frames: Sequence[bytes]) -> int:
     return time.thread_time_ns() - began_ns
 
 
-def run(name: str, calls: Sequence[Call], encode: Callable[[Any], bytes]) -> tuple[int, int, int]:
+def run(name: str, calls: Sequence[Call]) -> tuple[int, int, int]:
     """CPU time, events, and bytes of one run on a fresh venue."""
     venue = _venue(name)
     bound = [(getattr(venue, call.method), call.args) for call in calls]
@@ -250,7 +245,7 @@ def run(name: str, calls: Sequence[Call], encode: Callable[[Any], bytes]) -> tup
         for item in call(*args):
             if type(item) is Event:
                 events += 1
-                bytes_out += len(encode(item.data))
+                bytes_out += len(item.payload)
     return time.thread_time_ns() - began_ns, events, bytes_out
 
 
@@ -275,6 +270,5 @@ def _run_split(name: str, calls: Sequence[Call]) -> tuple[Counter[str | None], C
         for item in call(*args):
             if type(item) is Event:
                 events[channel] += 1
-                encode(item.data)
         spent[channel] += time.perf_counter_ns() - began_ns
     return spent, events

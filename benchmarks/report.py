@@ -206,7 +206,7 @@ def replay_lines(result: ReplayResult) -> Iterator[str]:
     yield from result.machine.lines()
     yield f"microseconds of CPU a frame, best / median of {result.repetitions} repetitions"
     yield ""
-    header = ("recording", "frames", "events", "JSON alone", "venue + book", "+ encode", "messages/s/core")
+    header = ("recording", "frames", "events", "JSON alone", "venue + book", "messages/s/core")
     yield from table(header, [_capture_row(c) for c in result.captures])
     yield ""
     rows = [row for c in result.captures for row in _channel_rows(c)]
@@ -218,7 +218,7 @@ def replay_lines(result: ReplayResult) -> Iterator[str]:
 
 
 def _capture_row(c: CaptureFigures) -> list[str]:
-    costs = (f"{best:.2f} / {median:.2f}" for best, median in (c.decode_us, c.book_us, c.encode_us))
+    costs = (f"{best:.2f} / {median:.2f}" for best, median in (c.decode_us, c.book_us))
     best, median = c.messages_per_s_per_core
     return [c.capture, str(c.frames), str(c.events), *costs, f"{best:,.0f} / {median:,.0f}"]
 
@@ -235,8 +235,8 @@ def peers_lines(result: PeersResult) -> Iterator[str]:
     yield f"beside {result.peer}; microseconds of CPU a frame, best / median of {result.repetitions} repetitions;"
     yield "ratios: cryptofeed's time over ours, median of the pairs, above 1 where ours is faster"
     yield ""
-    header = ("recording", "frames", "venue + book", "+ encode", "cryptofeed", "with checks")
-    ratios = ("ratio", "with checks", "to + encode")
+    header = ("recording", "frames", "venue + book", "cryptofeed", "with checks")
+    ratios = ("ratio", "with checks")
     rows = [_peer_row(c) for c in result.captures]
     yield from table((*header, *ratios, "messages/s/core, ours", "cryptofeed"), rows)
     yield ""
@@ -247,11 +247,8 @@ def peers_lines(result: PeersResult) -> Iterator[str]:
 
 
 def _peer_row(c: PeerFigures) -> list[str]:
-    costs = (
-        f"{best:.2f} / {median:.2f}"
-        for best, median in (c.book_us, c.encode_us, c.peer_us, c.peer_checked_us)
-    )
-    ratios = (f"{ratio:.2f}" for ratio in (c.ratio, c.ratio_checked, c.ratio_encode))
+    costs = (f"{best:.2f} / {median:.2f}" for best, median in (c.book_us, c.peer_us, c.peer_checked_us))
+    ratios = (f"{ratio:.2f}" for ratio in (c.ratio, c.ratio_checked))
     rates = (f"{1e6 / c.book_us[1]:,.0f}", f"{1e6 / c.peer_us[1]:,.0f}")
     return [c.capture, str(c.frames), *costs, *ratios, *rates]
 

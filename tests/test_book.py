@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from marketprism import book as module
 from marketprism.book import PureBook, pure_normalise
+from marketprism.pattern import PurePattern
 
 ROOT = Path(__file__).parents[1]
 SANITIZED = "MARKETPRISM_TEST_SANITIZED_BOOK"  # the path of a build of _book.c that is to be tested instead
@@ -52,8 +53,10 @@ BOTH = (
 NAMES = ["c", "python"] if BOTH else ["c" if C else "python"]
 BOOKS: list[Any] = ([C.Book] if C else []) + ([PureBook] if BOTH or not C else [])
 NORMALISE: list[Any] = ([C.normalise] if C else []) + ([pure_normalise] if BOTH or not C else [])
+PATTERNS: list[Any] = ([C.Pattern] if C else []) + ([PurePattern] if BOTH or not C else [])
 each_book = pytest.mark.parametrize("make", BOOKS, ids=NAMES)
 each_normalise = pytest.mark.parametrize("normalise", NORMALISE, ids=NAMES)
+each_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=NAMES)
 
 
 def _compiler() -> str | None:
@@ -705,6 +708,63 @@ def test_memory_stays_where_it_is() -> None:
         C.Book().load(b'[["1","2"]]', b'[["1","%s"]]' % long.encode())
     # 100 turns that each lost one text of every level would have lost 12 MB
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 4_000
+
+
+# --- patterns ------------------------------------------------------------------------------------------------------
+
+VALUES = st.one_of(
+    st.none(),
+    st.integers(),
+    st.integers(-(2**63) - 1, -(2**63) + 1),
+    st.integers(2**63 - 1, 2**63 + 1),
+    st.text(),
+    st.text("0123456789.-"),
+    st.text('\x00\x1f "\\\x7f\x80\ud7ff\U0010ffff'),
+    st.floats(allow_nan=False, allow_infinity=False).map(msgspec.json.encode),
+    st.booleans(),
+)
+
+
+@each_pattern
+@given(values=st.lists(VALUES, max_size=16))
+def test_a_pattern_writes_what_the_encoder_would(pattern: Any, values: list[Any]) -> None:
+    parts = [b"["] + [b","] * (len(values) - 1) + [b"]"] if values else [b"[]"]
+    as_sent = [msgspec.Raw(v) if isinstance(v, bytes) else v for v in values]
+    assert pattern(*parts)(*values) == msgspec.json.encode(as_sent)
+
+
+@each_pattern
+def test_a_pattern_has_as_many_values_as_places(pattern: Any) -> None:
+    two = pattern(b"<", b"|", b">")
+    for values in ((), (1,), (1, 2, 3)):
+        with pytest.raises(TypeError, match=f"a pattern of 2 places got {len(values)} values"):
+            two(*values)
+
+
+@each_pattern
+def test_a_value_that_has_no_json_is_an_error(pattern: Any) -> None:
+    two = pattern(b"<", b"|", b">")
+    for values in (("é", object()), (object(), "é")):
+        with pytest.raises(TypeError):
+            two(*values)
+    assert two(1, "é") == '<1|"é">'.encode()
+
+
+@native
+def test_a_pattern_in_c_is_made_of_a_few_pieces_of_bytes() -> None:
+    assert C is not None
+    for parts in ((), (b"",) * 18, (b"", "")):
+        with pytest.raises(TypeError, match="part"):
+            C.Pattern(*parts)
+
+
+@native
+def test_patterns_leave_no_memory_behind() -> None:
+    assert C is not None
+    before = sys.getallocatedblocks()
+    for _ in range(1_000):
+        C.Pattern(b"[", b",", b"]")('"', 2**70)
+    assert sys.getallocatedblocks() - before < 500
 
 
 # --- AddressSanitizer ----------------------------------------------------------------------------------------------
