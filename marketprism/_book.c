@@ -24,6 +24,7 @@ enum {
     EXCERPT_MAX = 40,     /* bytes of a wrong figure in a message */
     INLINE_MAX = 46,      /* bytes of a level's text held in its slot: 39 of figures, 7 of `["",""]` */
     WIDE = 64,            /* a copy of so many bytes, known beforehand, is faster than one of the right length */
+    SHORT = 16,           /* characters of most figures; two such and what is around them fit into a slot */
     LEVEL_MAX = 2 * WRITTEN_MAX + WIDE, /* room that is made for one level's text */
     CHECKSUM_LEVELS = 25,
     STEP = 8,             /* levels that are searched one by one */
@@ -875,20 +876,27 @@ static uint32_t crc32_of(const unsigned char *p, size_t len)
     return ~crc;
 }
 
-/* Append "price:quantity:" of the level that is `n`-th best. */
-static char *append_pair(char *at, const Side *side, size_t n)
+/* Append "price:quantity:" of the level that is `n`-th best. There is room for SHORT bytes more than that. */
+static inline char *append_pair(char *at, const Side *side, size_t n)
 {
     if (n >= side->count)
         return at;
     const Slot *slot = side->slots + best_at(side, n)->slot;
-    const char *text = text_of(slot);
-    memcpy(at, text + 2, slot->price_len);
-    at += slot->price_len;
-    *at++ = ':';
-    memcpy(at, text + 5 + slot->price_len, slot->quantity_len);
-    at += slot->quantity_len;
-    *at++ = ':';
-    return at;
+    size_t price_len = slot->price_len, quantity_len = slot->quantity_len;
+    if (USUALLY(price_len <= SHORT && quantity_len <= SHORT)) { /* so it is in the slot; see WIDE */
+        memcpy(at, slot->text + 2, SHORT);
+        at[price_len] = ':';
+        at += price_len + 1;
+        memcpy(at, slot->text + 5 + price_len, SHORT);
+    } else {
+        const char *text = text_of(slot);
+        memcpy(at, text + 2, price_len);
+        at[price_len] = ':';
+        at += price_len + 1;
+        memcpy(at, text + 5 + price_len, quantity_len);
+    }
+    at[quantity_len] = ':';
+    return at + quantity_len + 1;
 }
 
 /* -- Book -------------------------------------------------------------------------------------------------------- */
@@ -1060,7 +1068,7 @@ static PyObject *book_best(Book *self, PyObject *Py_UNUSED(ignored))
 
 static PyObject *book_checksum(Book *self, PyObject *Py_UNUSED(ignored))
 {
-    char text[2 * CHECKSUM_LEVELS * 2 * WRITTEN_MAX], *at = text;
+    char text[2 * CHECKSUM_LEVELS * 2 * WRITTEN_MAX + SHORT], *at = text;
     for (size_t n = 0; n < CHECKSUM_LEVELS; n++) {
         at = append_pair(at, &self->bids, n);
         at = append_pair(at, &self->asks, n);

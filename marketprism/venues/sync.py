@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -649,4 +650,9 @@ def order_book(
 
 def iso(ts_ms: int) -> str:
     """Milliseconds since the epoch as ISO 8601, UTC."""
-    return datetime.fromtimestamp(ts_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return f"{_second(ts_ms // 1000)}.{ts_ms % 1000:03}+00:00"
+
+
+@lru_cache(maxsize=16)
+def _second(ts_s: int) -> str:
+    return datetime.fromtimestamp(ts_s, UTC).replace(tzinfo=None).isoformat()
