@@ -269,10 +269,14 @@ class Event(msgspec.Struct, gc=False):
         return decode(self.payload)
 
 
-def pattern(blank: Payload, *places: str) -> Pattern:
-    """The JSON of this payload with places for these fields, which are named in their order there."""
-    fields = msgspec.to_builtins(blank) | dict.fromkeys(places, msgspec.Raw(b"\0"))
-    return Pattern(*encode(fields).split(b"\0"))
+PLACE: Any = msgspec.Raw(
+    b"\0"
+)  # stands in a payload for a value that is still to come; no JSON has this byte
+
+
+def pattern(blank: Payload) -> Pattern:
+    """The JSON of this payload, to be filled in where it has `PLACE`, in the order of the fields."""
+    return Pattern(*encode(blank).split(b"\0"))
 
 
 def decode(payload: bytes) -> AnyPayload:

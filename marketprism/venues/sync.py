@@ -13,7 +13,7 @@ from functools import lru_cache
 import msgspec
 
 from marketprism.book import Book, Buffer
-from marketprism.events import Event, Gap, GapCause, OrderBook, OrderBookDelta, as_sent, pattern
+from marketprism.events import PLACE, Event, Gap, GapCause, OrderBook, OrderBookDelta, as_sent, pattern
 from marketprism.venues.base import MS, SECOND, Instrument, Note, Options, Out, elapsed, excerpt
 
 _RETRY_FIRST_NS = SECOND
@@ -116,34 +116,25 @@ class BookSync:
         self.instrument = instrument
         self._subject = instrument.subject("orderbook_delta")
         self._ids = instrument.event_id("orderbook_delta", "")  # what all ids begin with
-        blank = OrderBookDelta(
-            exchange=instrument.exchange,
-            market_type=instrument.market_type,
-            symbol=instrument.symbol,
-            instrument_id=instrument.id,
-            ts_ms=None,
-            collected_ts_ms=0,
-            update_type="delta",
-            bids=[],
-            asks=[],
-            first_update_id=None,
-            last_update_id=None,
-            prev_update_id=None,
-            quantity_unit=instrument.unit,
-        )
         self._pattern = pattern(
-            blank,
-            "ts_ms",
-            "collected_ts_ms",
-            "update_type",
-            "bids",
-            "asks",
-            "first_update_id",
-            "last_update_id",
-            "prev_update_id",
-            "checksum",
-            "exact_from",
-            "exact_to",
+            OrderBookDelta(
+                exchange=instrument.exchange,
+                market_type=instrument.market_type,
+                symbol=instrument.symbol,
+                instrument_id=instrument.id,
+                ts_ms=PLACE,
+                collected_ts_ms=PLACE,
+                update_type=PLACE,
+                bids=PLACE,
+                asks=PLACE,
+                first_update_id=PLACE,
+                last_update_id=PLACE,
+                prev_update_id=PLACE,
+                quantity_unit=instrument.unit,
+                checksum=PLACE,
+                exact_from=PLACE,
+                exact_to=PLACE,
+            )
         )
 
     # -- connections -------------------------------------------------------------------------------------------

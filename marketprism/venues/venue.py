@@ -10,6 +10,7 @@ import msgspec
 
 from marketprism.book import Book
 from marketprism.events import (
+    PLACE,
     Event,
     Gap,
     GapCause,
@@ -96,35 +97,26 @@ class Market:
         self.instrument = self.trades.instrument = instrument
         self.trade_subject = instrument.subject("trade")
         self.trade_ids = instrument.event_id("trade", "")  # what all their ids begin with
-        blank = Trade(
-            exchange=instrument.exchange,
-            market_type=instrument.market_type,
-            symbol=instrument.symbol,
-            instrument_id=instrument.id,
-            ts_ms=None,
-            collected_ts_ms=0,
-            trade_id="",
-            price="",
-            quantity=None,
-            exchange_quantity="",
-            quantity_unit=instrument.unit,
-            side="buy",
-            trade_ts_ms=0,
-            normalized_symbol=instrument.symbol,
-        )
         self.trade_pattern = pattern(
-            blank,
-            "ts_ms",
-            "collected_ts_ms",
-            "trade_id",
-            "price",
-            "quantity",
-            "exchange_quantity",
-            "side",
-            "trade_ts_ms",
-            "first_trade_id",
-            "last_trade_id",
-            "trade_seq",
+            Trade(
+                exchange=instrument.exchange,
+                market_type=instrument.market_type,
+                symbol=instrument.symbol,
+                instrument_id=instrument.id,
+                ts_ms=PLACE,
+                collected_ts_ms=PLACE,
+                trade_id=PLACE,
+                price=PLACE,
+                quantity=PLACE,
+                exchange_quantity=PLACE,
+                quantity_unit=instrument.unit,
+                side=PLACE,
+                trade_ts_ms=PLACE,
+                first_trade_id=PLACE,
+                last_trade_id=PLACE,
+                trade_seq=PLACE,
+                normalized_symbol=instrument.symbol,
+            )
         )
         if self.book is not None:
             self.book.describe(instrument)
