@@ -269,9 +269,8 @@ class Event(msgspec.Struct, gc=False):
         return decode(self.payload)
 
 
-PLACE: Any = msgspec.Raw(
-    b"\0"
-)  # stands in a payload for a value that is still to come; no JSON has this byte
+# Stands in a payload for a value that is still to come; no JSON has this byte.
+PLACE: Any = msgspec.Raw(b"\0")
 
 
 def pattern(blank: Payload) -> Pattern:
