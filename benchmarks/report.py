@@ -126,8 +126,12 @@ def _number(figure: float | None, form: str) -> str:
 
 def storage_lines(result: StorageResult) -> Iterator[str]:
     """All of `storage`."""
-    backlog, found = result.backlog, result.found
+    alone, backlog, found = result.inserted, result.backlog, result.found
     yield from result.machine.lines()
+    yield ""
+    yield f"{alone.events:,} events into the engine, on disk {alone.lying:,} rows, in {alone.seconds:.1f} s:"
+    figures = f"{alone.rows_per_s:,.0f} rows/s", f"{alone.cpu_us_a_row:.1f} us CPU a row"
+    yield f"{', '.join(figures)}, at most {alone.rss_max_mb:.0f} MB (RSS)"
     yield ""
     yield f"a backlog of {backlog.events:,} events of {backlog.payload_bytes:.0f} bytes, on disk {backlog.lying:,} rows"
     yield f"taken in {backlog.seconds:.1f} s: {backlog.rows_per_s:,.0f} rows/s, {backlog.slowest_per_s:,.0f} in the"

@@ -56,6 +56,7 @@ def test_storage_takes_a_backlog_and_finds_what_is_published(tmp_path: Path) -> 
     )
     assert told.returncode == 0, told.stderr
     found = json.loads((tmp_path / "storage.json").read_text())
+    assert found["inserted"]["lying"] == found["inserted"]["events"] == 3000
     assert found["backlog"]["lying"] == found["backlog"]["events"] == 3000
     assert [p["name"] for p in found["backlog"]["processes"]] == ["nats", "hot"]
     assert found["found"]["events"] > 0
