@@ -16,7 +16,7 @@ from marketprism.events import AnyPayload, Event, Gap, OrderBook, OrderBookDelta
 from marketprism.logs import RateLimitedLog, act_as
 from marketprism.memory import MB, Memory
 from marketprism.venues.base import MS, Instrument, Out
-from marketprism.worker.backfill import Backfill
+from marketprism.worker.backfill import Backfill, last_unbroken
 from marketprism.worker.collector import Collector
 from marketprism.worker.holdback import Holdback
 from marketprism.worker.options import publisher_options, stream_preparation
@@ -53,7 +53,8 @@ class Worker:
         self._recorder = recorder(settings.recording, name)
         self._stream = settings.nats.stream.name
         flush = self.publisher.flush
-        self._backfill = Backfill(self._publish, flush, partial(self.publisher.stored_since, self._stream))
+        self._stored_since = partial(self.publisher.stored_since, self._stream)
+        self._backfill = Backfill(self._publish, flush, self._stored_since)
         self._holdback = Holdback(self._publish, flush, self._last_ids)
         self.collector = Collector(self.exchange, self._publish, flush, self._recorder, self._backfill.take)
         self._memory = memory
@@ -122,11 +123,17 @@ class Worker:
                 collector.admit(ids, await self._last_payloads(collector.venue.resume_subjects(ids)))
 
     async def _last_payloads(self, subjects: Iterable[str]) -> list[bytes]:
-        """The last message of each subject, as soon as NATS can be asked."""
+        """The last message of each subject, as soon as NATS can be asked; of trades the last one behind no hole."""
         subjects = list(subjects)
         while True:
             try:
-                return [payload for _, payload in (await self._last_ids(subjects)).values()]
+                found = await self._last_ids(subjects)
+                return [
+                    await last_unbroken(subject, payload, self._stored_since)
+                    if subject.startswith("trade.")
+                    else payload
+                    for subject, (_, payload) in found.items()
+                ]
             except LinkError as e:
                 self._log.warning("resume", "waiting for NATS before collecting: %s", e, event="waiting")
                 await asyncio.sleep(RESUME_RETRY_S)
