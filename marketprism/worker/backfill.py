@@ -111,10 +111,12 @@ async def last_unbroken(subject: str, last: bytes, read: Read) -> bytes:
     if not isinstance(newest, Trade):
         return last
     since_s = newest.collected_ts_ms / 1000 - HORIZON_S
-    stored = await read(subject, since_s)
-    told = await read(subject.replace("trade.", "gap.", 1), since_s)
+    found = [*_decoded(await read(subject, since_s))]
     try:
-        before = _before_hole([*_decoded(stored), *_decoded(told)])
+        before = _before_hole(found)
+        if before is not None:
+            told = await read(subject.replace("trade.", "gap.", 1), since_s)
+            before = _before_hole([*found, *_decoded(told)])
     except ValueError:  # ids that are no running numbers
         return last
     return encode(before) if before else last

@@ -31,6 +31,7 @@ FLUSH_S = 1.0
 BACKFILL_S = 2.0
 DRAIN_S = 5.0  # with the former: of the ten seconds a stop may take
 RESUME_RETRY_S = 1.0
+READS_MAX = 8  # of the stream at a time
 STUCK_S = 10.0
 MINUTES_AN_HOUR = 60
 
@@ -53,6 +54,7 @@ class Worker:
         self._recorder = recorder(settings.recording, name)
         self._stream = settings.nats.stream.name
         flush = self.publisher.flush
+        self._reads = asyncio.Semaphore(READS_MAX)
         self._stored_since = partial(self.publisher.stored_since, self._stream)
         self._backfill = Backfill(self._publish, flush, self._stored_since)
         self._holdback = Holdback(self._publish, flush, self._last_ids)
@@ -128,15 +130,18 @@ class Worker:
         while True:
             try:
                 found = await self._last_ids(subjects)
-                return [
-                    await last_unbroken(subject, payload, self._stored_since)
-                    if subject.startswith("trade.")
-                    else payload
-                    for subject, (_, payload) in found.items()
-                ]
+                return await asyncio.gather(
+                    *(self._unbroken(subject, payload) for subject, (_, payload) in found.items())
+                )
             except LinkError as e:
                 self._log.warning("resume", "waiting for NATS before collecting: %s", e, event="waiting")
                 await asyncio.sleep(RESUME_RETRY_S)
+
+    async def _unbroken(self, subject: str, last: bytes) -> bytes:
+        if not subject.startswith("trade."):
+            return last
+        async with self._reads:
+            return await last_unbroken(subject, last, self._stored_since)
 
     async def _last_ids(self, subjects: Iterable[str]) -> dict[str, tuple[str, bytes]]:
         return await self.publisher.last_ids(self._stream, subjects)
