@@ -7,20 +7,17 @@ up, as OKX does on a websocket and not over REST. A gap of trades is told only i
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 import msgspec
 
-from marketprism.events import AnyPayload, Event, Gap, Trade, decode, encode
+from marketprism.events import Event, Gap, Trade, decode
 from marketprism.worker.nats_link import LinkError
 
 log = logging.getLogger(__name__)
 
 MARGIN_S = 60  # between the exchange's clock and that of NATS
-
-HORIZON_S = 150
-"""A hole is filled or told sooner: `venues.trades` gives up after about a minute."""
 
 Read = Callable[[str, float], Awaitable[list[bytes]]]
 """The payloads of a subject stored since (seconds since the epoch). Raises LinkError."""
@@ -83,7 +80,11 @@ class Backfill:
             log.warning("%s: what the stream holds could not be read: %s", subject, e)
             return set()
         held: set[int] = set()
-        for data in _decoded(payloads):
+        for payload in payloads:
+            try:
+                data = decode(payload)
+            except msgspec.DecodeError:
+                continue  # of an earlier system
             if isinstance(data, Trade):
                 held.update(numbers(data))
         return held
@@ -99,49 +100,6 @@ class Backfill:
                 self._publish(event, read_ns)
         self._releasing = False
         self._flush()
-
-
-async def last_unbroken(subject: str, last: bytes, read: Read) -> bytes:
-    """The trade to go on from: the last one of the subject, or the one before a hole of which nothing is told.
-
-    An earlier run may have ended, or lost what it had not published, while trades behind a hole were in the stream
-    already and those in it were still being fetched. Raises LinkError.
-    """
-    newest = next(_decoded([last]), None)
-    if not isinstance(newest, Trade):
-        return last
-    since_s = newest.collected_ts_ms / 1000 - HORIZON_S
-    found = [*_decoded(await read(subject, since_s))]
-    try:
-        before = _before_hole(found)
-        if before is not None:
-            told = await read(subject.replace("trade.", "gap.", 1), since_s)
-            before = _before_hole([*found, *_decoded(told)])
-    except ValueError:  # ids that are no running numbers
-        return last
-    return encode(before) if before else last
-
-
-def _before_hole(found: Iterable[AnyPayload]) -> Trade | None:
-    """The trade before the lowest numbers that no trade has and no gap tells."""
-    known = [(numbers(d), d) for d in found if isinstance(d, Trade) or _is_of_trades(d)]
-    end, before = 0, None
-    for span, data in sorted((one for one in known if one[0]), key=lambda one: one[0].start):
-        if end and span.start > end:
-            return before
-        end = max(end, span.stop)
-        before = data if isinstance(data, Trade) else before
-    return None
-
-
-def _is_of_trades(data: AnyPayload) -> bool:
-    return isinstance(data, Gap) and data.affected_data_type == "trade"
-
-
-def _decoded(payloads: Iterable[bytes]) -> Iterator[AnyPayload]:
-    for payload in payloads:
-        with suppress(msgspec.DecodeError):  # of an earlier system
-            yield decode(payload)
 
 
 def numbers(data: object) -> range:

@@ -16,7 +16,7 @@ from marketprism.events import AnyPayload, Event, Gap, OrderBook, OrderBookDelta
 from marketprism.logs import RateLimitedLog, act_as
 from marketprism.memory import MB, Memory
 from marketprism.venues.base import MS, Instrument, Out
-from marketprism.worker.backfill import Backfill, last_unbroken
+from marketprism.worker.backfill import Backfill
 from marketprism.worker.collector import Collector
 from marketprism.worker.holdback import Holdback
 from marketprism.worker.options import publisher_options, stream_preparation
@@ -31,7 +31,6 @@ FLUSH_S = 1.0
 BACKFILL_S = 2.0
 DRAIN_S = 5.0  # with the former: of the ten seconds a stop may take
 RESUME_RETRY_S = 1.0
-READS_MAX = 8  # of the stream at a time
 STUCK_S = 10.0
 MINUTES_AN_HOUR = 60
 
@@ -54,9 +53,7 @@ class Worker:
         self._recorder = recorder(settings.recording, name)
         self._stream = settings.nats.stream.name
         flush = self.publisher.flush
-        self._reads = asyncio.Semaphore(READS_MAX)
-        self._stored_since = partial(self.publisher.stored_since, self._stream)
-        self._backfill = Backfill(self._publish, flush, self._stored_since)
+        self._backfill = Backfill(self._publish, flush, partial(self.publisher.stored_since, self._stream))
         self._holdback = Holdback(self._publish, flush, self._last_ids)
         self.collector = Collector(self.exchange, self._publish, flush, self._recorder, self._backfill.take)
         self._memory = memory
@@ -125,23 +122,14 @@ class Worker:
                 collector.admit(ids, await self._last_payloads(collector.venue.resume_subjects(ids)))
 
     async def _last_payloads(self, subjects: Iterable[str]) -> list[bytes]:
-        """The last message of each subject, as soon as NATS can be asked; of trades the last one behind no hole."""
+        """The last message of each subject, as soon as NATS can be asked."""
         subjects = list(subjects)
         while True:
             try:
-                found = await self._last_ids(subjects)
-                return await asyncio.gather(
-                    *(self._unbroken(subject, payload) for subject, (_, payload) in found.items())
-                )
+                return [payload for _, payload in (await self._last_ids(subjects)).values()]
             except LinkError as e:
                 self._log.warning("resume", "waiting for NATS before collecting: %s", e, event="waiting")
                 await asyncio.sleep(RESUME_RETRY_S)
-
-    async def _unbroken(self, subject: str, last: bytes) -> bytes:
-        if not subject.startswith("trade."):
-            return last
-        async with self._reads:
-            return await last_unbroken(subject, last, self._stored_since)
 
     async def _last_ids(self, subjects: Iterable[str]) -> dict[str, tuple[str, bytes]]:
         return await self.publisher.last_ids(self._stream, subjects)

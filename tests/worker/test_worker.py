@@ -10,7 +10,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import nats
 import pytest
 from natsbox import nats_server, until
 
@@ -74,27 +73,6 @@ def test_a_restart_loses_no_trade_and_tells_the_hole_in_the_books(tmp_path: Path
         assert {(g["affected_data_type"], g["cause"]) for g in verdict.gaps} == {
             ("orderbook_delta", "restart")
         }
-
-
-def test_a_hole_that_an_earlier_run_left_is_filled(tmp_path: Path) -> None:
-    """It ended when a trade behind the hole was in the stream, and those in the hole were still being fetched."""
-
-    async def publish_one_ahead(subject: str, body: bytes) -> None:
-        trade = json.loads(body)
-        trade |= {"trade_seq": trade["trade_seq"] + 10, "trade_id": "ahead"}
-        client = await nats.connect(p.nats.url)
-        await client.jetstream().publish(subject, json.dumps(trade).encode())
-        await client.close()
-
-    with pipeline(tmp_path, SimulatorOptions(seed=26)) as p:
-        for _ in range(2):
-            before = p.count("trade.>")
-            worker = p.run("worker", "deribit_derivatives")
-            p.wait(lambda n=before: p.count("trade.>") > n + 50, "new trades in the stream")
-            p.wait(lambda: unbroken(p), "all trades are there")
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait(15) == 0
-            asyncio.run(publish_one_ahead(*[m for m in p.messages() if m[0].startswith("trade.")][-1]))
 
 
 def test_nats_away_for_longer_than_the_buffer_is_a_told_gap(tmp_path: Path) -> None:
