@@ -1,6 +1,6 @@
 """The connection to NATS that storage reads from: deliveries without a queue between, and JetStream's few orders.
 
-Two places lean on the insides of nats-py. `_Parser` reads deliveries from a backlog in a third of its time, and
+Two places lean on the insides of nats-py. `_Parser` reads deliveries of a backlog without its copies and states, and
 `_Client._process_msg` hands over what is left to the parser without a queue, a future and a message object.
 A `Bus` lives as long as its connection.
 """
