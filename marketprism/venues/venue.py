@@ -66,6 +66,7 @@ class RefusedError(Exception):
 _INSTRUMENTS_RETRY_NS = 10 * SECOND
 _TOO_MANY = (418, 429)
 _REMEMBERED_MAX = 10_000
+_HELD_MAX = 20_000  # trades that wait for holes to be filled, about 15 MB
 
 
 NO_SPAN: tuple[str | None, str | None] = None, None  # a trade that sums up no others
@@ -325,10 +326,14 @@ class Venue(ABC):
         self._looked_ns = now_ns
         self._look_ns = next_ns = now_ns + self._look_every_ns
         self._soon = []
+        crowded = sum(len(m.trades.held) for m in self.markets.values()) > _HELD_MAX
         for market in self.markets.values():
             if market.trades.failed_ns is not None:
-                market.trades.tick(now_ns, out)
                 self._look_ns = now_ns
+            if market.trades.held_ns is not None or market.trades.failed_ns is not None:
+                market.trades.tick(now_ns, out)
+            if crowded:
+                market.trades.let_go(now_ns, out)
             if market.book is not None:
                 due_ns = market.book.tick(now_ns, out)
                 if due_ns < next_ns:
@@ -615,7 +620,11 @@ class Venue(ABC):
         payload = market.trade_pattern(
             ts_ms, now_ms, trade_id, price, base_quantity, quantity, side, ts_ms, first_id, last_id, seq
         )
-        out.append(Event(market.trade_subject, market.trade_ids + trade_id, Trade, ts_ms, now_ms, payload))
+        event = Event(market.trade_subject, market.trade_ids + trade_id, Trade, ts_ms, now_ms, payload)
+        if market.trades.held_ns is not None:
+            market.trades.hold(first, event)
+        else:
+            out.append(event)
         return True
 
     def publish(

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from marketprism.capture import Frame
 from marketprism.config import ExchangeSettings
-from marketprism.events import Event, Trade
+from marketprism.events import Event
 from marketprism.logs import RateLimitedLog
 from marketprism.venues import VENUES
-from marketprism.venues.base import Fetch, Note, Out, Output, Reconnect, Send
+from marketprism.venues.base import Fetch, Note, Out, Reconnect, Send
 from marketprism.worker.feed import Feed
 from marketprism.worker.options import venue_options
 from marketprism.worker.poller import TIMEOUT_S, Poller
@@ -32,11 +32,11 @@ class Collector:
         emit: Callable[[Event, int], None],
         flush: Callable[[], None],
         recorder: Recorder | None = None,
-        emit_late: Callable[[Event, int], None] | None = None,
+        emit_answer: Callable[[Event, int], None] | None = None,
     ) -> None:
         """`read_ns`: `time.perf_counter_ns()` when the socket was read. `flush()`: all of one read was emitted.
 
-        `emit_late` gets the trades that REST brought; without it they are emitted like all else.
+        `emit_answer` gets what REST brought; without it that is emitted like all else.
         """
         self.venue = VENUES[exchange.name](venue_options(exchange))
         book = exchange.orderbook
@@ -54,7 +54,7 @@ class Collector:
         self.errors: Counter[str] = Counter()
         self.log = RateLimitedLog(log)
         self._emit = emit
-        self._emit_late = emit_late or emit
+        self._emit_answer = emit_answer or emit
         self.read = flush  # see `feed.Driver`
         self._recorder = recorder
         self._ready = asyncio.Event()
@@ -136,7 +136,7 @@ class Collector:
         self._read_ns = read_ns
         if self._recorder is not None:
             self._recorder.write(Frame(now_ns, "ws", conn, data.decode("utf-8", "replace")))
-        self._carry_out(self.venue.receive(conn, data, now_ns))
+        self._carry_out(self.venue.receive(conn, data, now_ns), self._emit)
 
     def sent(self, conn: str, text: str) -> None:
         """A message of ours went out."""
@@ -155,32 +155,27 @@ class Collector:
         # A replay would take a witness's few levels for the book to begin with.
         if self._recorder is not None and status == 200 and fetch.kind != "audit":
             self._recorder.write(Frame(now_ns, "rest", url, body.decode("utf-8", "replace")))
-        out = self.venue.response(fetch, status, body, now_ns)
-        self.handle([item for item in out if not self._is_late(item)])
+        self._handle(self.venue.response(fetch, status, body, now_ns), self._emit_answer)
         if fetch.kind == "instruments" and self.venue.ready:
             self._ready.set()
             self.arrived.set()
 
-    def _is_late(self, item: Output) -> bool:
-        """Whether this is a trade out of an answer; then it is handed on."""
-        if not isinstance(item, Event) or item.kind is not Trade:
-            return False
-        self._emit_late(item, time.perf_counter_ns())
-        return True
-
     # -- what is done about it ---------------------------------------------------------------------------------
 
     def handle(self, out: Out) -> None:
-        """Carry out what does not come from a frame."""
+        """Carry out what comes neither from a frame nor from an answer."""
+        self._handle(out, self._emit)
+
+    def _handle(self, out: Out, emit: Callable[[Event, int], None]) -> None:
         if out:
             self._read_ns = time.perf_counter_ns()
-            self._carry_out(out)
+            self._carry_out(out, emit)
             self.read()
 
-    def _carry_out(self, out: Out) -> None:
+    def _carry_out(self, out: Out, emit: Callable[[Event, int], None]) -> None:
         for item in out:
             if type(item) is Event:
-                self._emit(item, self._read_ns)
+                emit(item, self._read_ns)
             elif type(item) is Send:
                 for feed in self.feeds.values():
                     feed.send(item.conn, item.text)

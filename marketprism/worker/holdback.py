@@ -79,9 +79,10 @@ class Holdback:
 
     def takes(self, event: Event, read_ns: int) -> bool:
         """Whether this event is held back. Asked for each event while there is a doubt, and for each gap."""
-        data = event.data
-        if isinstance(data, Gap):
-            return self._takes_gap(event, data, read_ns)
+        if event.kind is Gap:
+            gap = event.data
+            assert isinstance(gap, Gap)
+            return self._takes_gap(event, gap, read_ns)
         doubt = self.doubts.get(event.subject)
         if doubt is None or doubt.settled:
             return False

@@ -53,9 +53,10 @@ class Worker:
         self._recorder = recorder(settings.recording, name)
         self._stream = settings.nats.stream.name
         flush = self.publisher.flush
-        self._backfill = Backfill(self._publish, flush, partial(self.publisher.stored_since, self._stream))
+        stored_since = partial(self.publisher.stored_since, self._stream)
+        self._backfill = Backfill(self._publish, flush, self._last_ids, stored_since)
         self._holdback = Holdback(self._publish, flush, self._last_ids)
-        self.collector = Collector(self.exchange, self._publish, flush, self._recorder, self._backfill.take)
+        self.collector = Collector(self.exchange, self._publish, flush, self._recorder, self._publish_answer)
         self._memory = memory
         self._state = StateFile(runtime_dir, name)
         self._log = RateLimitedLog(log)
@@ -152,7 +153,8 @@ class Worker:
 
     def _publish(self, event: Event, read_ns: int) -> None:
         kind = event.kind
-        if (kind is Gap or self._holdback.doubts) and self._held_back(event, read_ns):
+        asked_about = kind is Gap or self._holdback.doubts or self._backfill.waiting
+        if asked_about and self._held_back(event, read_ns):
             return
         message = Message(event.subject, event.id, event.payload, kind is OrderBook, event.ts_ms, read_ns)
         if self.publisher.publish(message, more=True):  # the collector flushes
@@ -166,7 +168,14 @@ class Worker:
 
     def _held_back(self, event: Event, read_ns: int) -> bool:
         """Whether the stream is asked first, since another collector may have published what is missing here."""
-        return self._holdback.takes(event, read_ns) or self._backfill.takes_gap(event, read_ns)
+        return self._holdback.takes(event, read_ns) or self._backfill.takes(event, read_ns)
+
+    def _publish_answer(self, event: Event, read_ns: int) -> None:
+        """What REST brought. Another collector may have published its trades."""
+        if event.kind is Trade:
+            self._backfill.take(event, read_ns)
+        else:
+            self._publish(event, read_ns)
 
     def _tell(self, gap: AnyPayload) -> None:
         assert isinstance(gap, Gap)

@@ -125,6 +125,9 @@ class Drive:
     def start(self) -> Out:
         return self.take(self.venue.start(self.now_ns))
 
+    def finish(self) -> Out:
+        return self.take(self.venue.finish(self.now_ns))
+
     def open(self, conn: str = "c1", socket: str | None = None) -> Out:
         return self.take(self.venue.opened(socket or self.socket, conn, self._later()))
 

@@ -754,7 +754,7 @@ def test_a_trade_gap_is_backfilled() -> None:
         for n in (8, 9, 10)
     ]
     d.answer("trades", rows)
-    assert [t.trade_id for t in d.of(Trade)] == ["7", "11", "8", "9", "10"]
+    assert [t.trade_id for t in d.of(Trade)] == ["7", "8", "9", "10", "11"]
     d.frame(trade(9))
     assert d.gaps("trade") == []
 
@@ -806,9 +806,10 @@ def test_aggregates_are_backfilled_as_aggregates() -> None:
         d.frame({"stream": "btcusdt@aggTrade", "data": data})
     assert "aggTrades?symbol=BTCUSDT&fromId=6" in d.asked("trades")[0].path
     d.answer("trades", [{"a": 6, "p": "1", "q": "2", "f": 53, "l": 53, "T": 3, "m": False}])
-    a, _, c = d.of(Trade)
+    a, b, c = d.of(Trade)
     assert (a.first_trade_id, a.last_trade_id) == ("50", "52")
-    assert (c.trade_id, c.side) == ("6", "buy")
+    assert (b.trade_id, b.side) == ("6", "buy")
+    assert c.trade_id == "7"
 
 
 def test_a_recording_of_the_other_kind_of_trades_is_not_filled_with_foreign_numbers() -> None:
@@ -837,9 +838,11 @@ def test_a_malformed_trade_is_a_hole_not_silence(bad: dict[str, Any]) -> None:
     d.frame(trade(7))
     d.frame(trade(8, **bad))
     d.frame(trade(9))
-    assert [t.trade_id for t in d.of(Trade)] == ["7", "9"]
     assert d.malformed == 1
     assert "fromId=8" in d.asked("trades")[0].path
+    d.finish()
+    assert [t.trade_id for t in d.of(Trade)] == ["7", "9"]
+    assert [g.missing for g in d.gaps("trade")] == [1]
 
 
 # -- the rarer types -------------------------------------------------------------------------------------------

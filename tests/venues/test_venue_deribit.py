@@ -353,7 +353,7 @@ def test_batches_repetitions_and_backfill() -> None:
     fetch = d.asked("trades")[0]
     assert "start_seq=7&end_seq=9&count=1000" in fetch.path
     d.answer("trades", {"result": {"trades": [trade(n) for n in (7, 8, 9)], "has_more": False}})
-    assert [(t.trade_id, t.trade_seq) for t in d.of(Trade)] == [(f"T{n}", n) for n in (5, 6, 10, 7, 8, 9)]
+    assert [(t.trade_id, t.trade_seq) for t in d.of(Trade)] == [(f"T{n}", n) for n in (5, 6, 7, 8, 9, 10)]
     assert d.gaps("trade") == []
 
 
@@ -471,8 +471,10 @@ def test_a_malformed_trade_is_a_hole_not_silence(bad: str) -> None:
     end = min(text.index(mark, start) for mark in ",}" if mark in text[start:])
     d.frame(text[:start] + bad + text[end:])
     d.frame(trades(trade(3)))
-    assert [t.trade_seq for t in d.of(Trade)] == [1, 3]
     assert "start_seq=2&end_seq=2" in d.asked("trades")[0].path
+    d.finish()
+    assert [t.trade_seq for t in d.of(Trade)] == [1, 3]
+    assert [g.missing for g in d.gaps("trade")] == [1]
 
 
 # -- the rarer types -------------------------------------------------------------------------------------------

@@ -318,7 +318,7 @@ def test_anything(exchange: str, named: bool, steps: list[tuple[Any, Any, Any, A
     fuzz = Fuzz(exchange, named)
     for s in steps:
         fuzz.do(*s)
-    fuzz.drive.take(fuzz.drive.venue.finish(fuzz.drive.now_ns))
+    fuzz.drive.finish()
 
 
 def line(message: Any, conn: int) -> bytes:

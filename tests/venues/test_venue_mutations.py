@@ -199,7 +199,7 @@ def check_against(truth: Truth, run: Run) -> list[int]:
 def refuse_backfill(d: Drive) -> None:
     while d.asked("trades"):
         d.answer("trades", b"", 404)
-    d.take(d.venue.finish(d.now_ns))
+    d.finish()
     while d.asked("trades"):
         d.answer("trades", b"", 404)
 

@@ -524,8 +524,10 @@ def test_a_malformed_trade_is_a_hole_not_silence(bad: dict[str, Any]) -> None:
     d.frame(trades(trade(1)))
     d.frame(trades(trade(2, **bad)))
     d.frame(trades(trade(3)))
-    assert [t.trade_id for t in d.of(Trade)] == ["1", "3"]
     assert "after=3&limit=1" in d.asked("trades")[0].path
+    d.finish()
+    assert [t.trade_id for t in d.of(Trade)] == ["1", "3"]
+    assert [g.missing for g in d.gaps("trade")] == [1]
 
 
 # -- the rarer types -------------------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
 """Trades: each id once, and every id in between either published or told.
 
-What holds, for any interleaving of live trades, repetitions, backfill pages, failures and disconnects, at the end:
-1. no id is published twice; 2. no told gap covers a published id; 3. no two told gaps cover the same id; 4. every id
-between the first and the last published is published, or in a told gap, or was left out between two ids that the
-exchange listed in one page.
+What holds, for any interleaving of live trades, repetitions, backfill pages, failures and disconnects:
+1. no id is published twice; 2. no told gap covers a published id; 3. no two told gaps cover the same id; 4. whenever an
+id is published, every id before it is published already, or in a told gap, or was left out between two ids that the
+exchange listed in one page. So whoever dies leaves no hole behind the last id that it published.
 """
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketprism.events import Event, Gap
+from marketprism.events import Event, Gap, Trade
 from marketprism.venues.base import SECOND, Instrument, Out
 from marketprism.venues.trades import TradeLog
 
@@ -41,16 +41,33 @@ class Exchange:
     def see(self, out: Out) -> None:
         for item in out:
             assert isinstance(item, Event)
-            assert isinstance(item.data, Gap)
-            self.gaps.append(item.data)
+            if isinstance(item.data, Gap):
+                self.gaps.append(item.data)
+                assert not any(n in told_by(item.data) for n in self.published), "published, and told"
+            else:
+                assert isinstance(item.data, Trade)
+                self.publish(int(item.data.first_trade_id or 0), int(item.data.trade_id))
+
+    def publish(self, first: int, last: int) -> None:
+        assert not set(range(first, last + 1)) & set(self.published), "published twice"
+        known = {*self.published, *self.passed_over()}
+        at = max(self.published, default=first) + 1
+        while at < first:
+            told = next((t for t in map(told_by, self.gaps) if at in t), None)
+            assert told or at in known, "a hole lies before it, and not a word"
+            at = told.stop if told else at + 1
+        self.published += range(first, last + 1)
 
     def trade(self, number: int, first: int | None = None) -> bool:
         out: Out = []
-        new = self.log.accept(first or number, number, 1_700_000_000_000 + number, self.now_ns, out)
-        if new:
-            self.published += range(first or number, number + 1)
-        self.newest = max(self.newest, number)
+        first = first or number
+        new = self.log.accept(first, number, 1_700_000_000_000 + number, self.now_ns, out)
         self.see(out)
+        self.newest = max(self.newest, number)
+        if new and self.log.held_ns is not None:
+            self.log.hold(first, trade(first, number))
+        elif new:
+            self.see([trade(first, number)])
         return new
 
     def answer(self) -> None:
@@ -60,9 +77,9 @@ class Exchange:
         first, last = self.asked.pop(0)
         held = [i for i in range(max(first, self.gone_before + 1), last + 1) if i not in self.missing]
         page = held[-self.page :] if self.newest_first else held[: self.page]
+        self.listed.append(set(page))
         for number in page:
             self.trade(number)
-        self.listed.append(set(page))
         out: Out = []
         self.log.answered((min(page), max(page)) if page else None, self.now_ns, out)
         self.see(out)
@@ -88,10 +105,8 @@ class Exchange:
     def told(self) -> list[int]:
         ids: list[int] = []
         for g in self.gaps:
-            assert g.last_id_before is not None
-            assert g.first_id_after is not None
-            ids += range(int(g.last_id_before) + 1, int(g.first_id_after))
-            assert g.missing == int(g.first_id_after) - int(g.last_id_before) - 1 > 0
+            ids += told_by(g)
+            assert g.missing == len(told_by(g)) > 0
         return ids
 
     def passed_over(self) -> set[int]:
@@ -100,12 +115,38 @@ class Exchange:
 
     def check(self) -> None:
         told = self.told()
-        assert len(self.published) == len(set(self.published)), "published twice"
         assert len(told) == len(set(told)), "told twice"
-        assert not set(told) & set(self.published), "told and published"
         if self.published:
             whole = set(range(min(self.published), max(self.published) + 1))
             assert whole <= set(self.published) | set(told) | self.passed_over()
+
+
+def trade(first: int, last: int) -> Event:
+    data = Trade(
+        exchange=I.exchange,
+        market_type=I.market_type,
+        symbol=I.symbol,
+        instrument_id=I.id,
+        ts_ms=0,
+        collected_ts_ms=0,
+        trade_id=str(last),
+        first_trade_id=str(first),
+        price="1",
+        quantity="1",
+        exchange_quantity="1",
+        quantity_unit="base",
+        side="buy",
+        trade_ts_ms=0,
+        last_trade_id=str(last),
+        normalized_symbol=I.symbol,
+    )
+    return Event.of(I.subject("trade"), I.event_id("trade", last), data)
+
+
+def told_by(gap: Gap) -> range:
+    assert gap.last_id_before is not None
+    assert gap.first_id_after is not None
+    return range(int(gap.last_id_before) + 1, int(gap.first_id_after))
 
 
 actions = st.lists(
@@ -201,8 +242,9 @@ def test_a_failure_is_retried_after_a_while_not_at_once() -> None:
     assert x.asked == []
     x.wait(5)
     assert x.asked == [(2, 2)]
+    assert x.published == [1]
     x.answer()
-    assert x.published == [1, 3, 2]
+    assert x.published == [1, 2, 3]
     x.finish()
     assert x.gaps == []
 
@@ -226,7 +268,45 @@ def test_an_answer_that_is_late_is_still_taken() -> None:
     assert len(x.asked) == 1, "asked again while the first request is still under way"
     x.answer()
     x.finish()
+    assert sorted(x.published) == [1, 2, 3, 4, 5]
+
+
+def test_live_trades_wait_for_a_hole_to_be_filled() -> None:
+    x = Exchange(page=2)
+    x.trade(1)
+    x.trade(6)
+    x.trade(7)
+    assert x.published == [1]
+    x.answer()
+    assert x.published == [1, 2, 3]
+    x.trade(9)
+    x.answer()
+    assert x.published == [1, 2, 3, 4, 5, 6, 7]
+    x.answer()
+    assert x.published == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    x.trade(10)
+    assert x.published[-1] == 10
     assert x.gaps == []
+
+
+def test_live_trades_do_not_wait_for_long() -> None:
+    x = Exchange()
+    x.trade(1)
+    x.trade(4)
+    x.wait(9)
+    assert x.published == [1]
+    x.wait(1)
+    assert x.told() == [2, 3]
+    assert x.published == [1, 4]
+    x.trade(5)
+    assert x.published == [1, 4, 5]
+    x.answer()
+    assert x.published == [1, 4, 5, 2, 3], "what is told is looked for all the same"
+    x.trade(7)
+    assert x.published[-1] == 3, "another hole"
+    x.finish()
+    assert x.told() == [2, 3, 6], "told once"
+    assert x.published[-1] == 7
 
 
 def test_numbering_that_begins_anew_is_told_and_followed() -> None:

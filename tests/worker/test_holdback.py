@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ def trade(number: int, **more: Any) -> Trade:
         trade_ts_ms=COMMON["collected_ts_ms"],
         normalized_symbol="BTC-USD",
     )
+
+
+ODD = msgspec.structs.replace(trade(1), trade_id="odd", trade_seq=None)  # a stranger's
 
 
 class Desk:
@@ -255,17 +259,22 @@ def backfilled(held: list[Trade], *datas: Trade | Gap, away: bool = False) -> li
         assert since_s < COMMON["collected_ts_ms"] / 1000
         if away:
             raise LinkError("away")
-        return [encode(t) for t in held] + [b"not ours"]
+        return [encode(t) for t in held] + [b"not ours", encode(ODD)]
+
+    async def look(subjects: Iterable[str]) -> dict[str, tuple[str, bytes]]:
+        if away:
+            raise LinkError("away")
+        return {s: ("", encode(held[-1])) for s in subjects if held}
 
     async def scene() -> None:
-        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, read)
+        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, read)
         for data in datas:
             if isinstance(data, Gap):
-                assert backfill.takes_gap(Event.of(GAP, "", data), 0)
+                assert backfill.takes(Event.of(GAP, "", data), 0)
             else:
                 backfill.take(Event.of(TRADES, "", data), 0)
         task = asyncio.create_task(backfill.run())
-        await until(lambda: not backfill._waiting, what="all is decided")
+        await until(lambda: not backfill.waiting, what="all is decided")
         task.cancel()
 
     asyncio.run(scene())
@@ -278,6 +287,61 @@ def test_a_trade_that_the_stream_holds_is_not_published_again() -> None:
     assert backfilled([trade(7)], old, new, away=True) == [old, new]
 
 
+def test_a_stream_that_ends_before_a_trade_is_not_read_for_it() -> None:
+    async def scene() -> list[Any]:
+        published: list[Any] = []
+
+        async def look(subjects: Iterable[str]) -> dict[str, tuple[str, bytes]]:
+            return {s: ("", encode(trade(6))) for s in subjects}
+
+        nothing = partial(pytest.fail, "nothing to read")
+        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, nothing)
+        for number in (7, 8):
+            backfill.take(Event.of(TRADES, "", trade(number)), 0)
+        await backfill.finish(5)
+        return published
+
+    assert asyncio.run(scene()) == [trade(7), trade(8)]
+
+
+@pytest.mark.parametrize("last", [ODD, trade(9)])
+def test_what_follows_a_trade_that_waits_waits_too(last: Trade) -> None:
+    """In the order in which it came, while the stream is asked and read."""
+    published: list[Any] = []
+    anew = gap(600, "sequence", affected_data_type="trade", first_id_after="1")
+    asked = asyncio.Event()
+    answer = asyncio.Event()
+
+    async def look(subjects: Iterable[str]) -> dict[str, tuple[str, bytes]]:
+        return {s: ("", encode(last)) for s in subjects}
+
+    async def read(subject: str, since_s: float) -> list[bytes]:
+        asked.set()
+        await answer.wait()
+        return [encode(trade(8)), encode(last)]
+
+    async def scene() -> None:
+        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, read)
+        live = Event.of(TRADES, "", trade(10))
+        assert not backfill.takes(live, 0)
+        for number in (7, 8):
+            backfill.take(Event.of(TRADES, "", trade(number)), 0)
+        assert backfill.takes(live, 0)
+        assert not backfill.takes(Event.of(BOOK, "", book(1)), 0)
+        assert not backfill.takes(Event.of(TRADES + ".other", "", trade(1)), 0)
+        task = asyncio.create_task(backfill.run())
+        await asked.wait()
+        assert backfill.takes(Event.of(GAP, "", anew), 0)
+        assert backfill.takes(Event.of(TRADES, "", trade(1)), 0)
+        assert published == []
+        answer.set()
+        await until(lambda: not backfill.waiting, what="all is decided")
+        task.cancel()
+
+    asyncio.run(scene())
+    assert published == [trade(7), trade(10), anew, trade(1)]
+
+
 def test_at_the_end_the_stream_is_read_but_not_for_long() -> None:
     async def scene(pause_s: float) -> list[Any]:
         published: list[Any] = []
@@ -286,7 +350,10 @@ def test_at_the_end_the_stream_is_read_but_not_for_long() -> None:
             await asyncio.sleep(pause_s)
             return [encode(trade(7))]
 
-        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, read)
+        async def look(subjects: Iterable[str]) -> dict[str, tuple[str, bytes]]:
+            return {TRADES: ("", encode(trade(8)))}
+
+        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, read)
         for number in (7, 8):
             backfill.take(Event.of(TRADES, "", trade(number)), 0)
         await backfill.finish(0.2)
@@ -310,11 +377,12 @@ def test_a_gap_of_trades_is_told_unless_all_are_there() -> None:
 
 
 def test_a_gap_without_numbers_is_told_at_once() -> None:
-    backfill = Backfill(lambda *_: None, lambda: None, lambda *_: pytest.fail("nothing to read"))
+    nothing = partial(pytest.fail, "nothing to read")
+    backfill = Backfill(lambda *_: None, lambda: None, nothing, nothing)
     anew = gap(600, "sequence", affected_data_type="trade", first_id_after="9")
-    assert not backfill.takes_gap(Event.of(GAP, "", anew), 0)
-    assert not backfill.takes_gap(Event.of(GAP, "", msgspec.structs.replace(anew, missing=5)), 0)
-    assert not backfill.takes_gap(Event.of(GAP, "", gap(5)), 0)
+    assert not backfill.takes(Event.of(GAP, "", anew), 0)
+    assert not backfill.takes(Event.of(GAP, "", msgspec.structs.replace(anew, missing=5)), 0)
+    assert not backfill.takes(Event.of(GAP, "", gap(5)), 0)
 
 
 @pytest.mark.skipif(nats_server() is None, reason="no nats-server: run scripts/setup")

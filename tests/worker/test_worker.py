@@ -75,6 +75,29 @@ def test_a_restart_loses_no_trade_and_tells_the_hole_in_the_books(tmp_path: Path
         }
 
 
+def test_a_worker_that_is_killed_while_a_hole_is_fetched_leaves_no_silent_one(tmp_path: Path) -> None:
+    """Trades behind the hole that were in the stream already would be what the next run goes on from."""
+    with pipeline(tmp_path, SimulatorOptions(seed=29)) as p:
+        for _ in range(2):
+            before = p.count("trade.>")
+            worker = p.run("worker", "deribit_derivatives")
+            p.wait(lambda n=before: p.count("trade.>") > n + 50, "new trades in the stream")
+            refused = p.output().count("get_last_trades_by_instrument")
+            p.simulator.inject("rate_limit", "deribit_derivatives")
+            p.simulator.inject("drop_next_trade", "deribit_derivatives")
+            p.wait(
+                lambda n=refused: p.output().count("get_last_trades_by_instrument") > n,
+                "REST refuses the trade that was lost",
+            )
+            before = p.count("orderbook_delta.>")
+            p.wait(lambda n=before: p.count("orderbook_delta.>") > n + 10, "the worker goes on")
+            worker.kill()
+            worker.wait(15)
+        p.run("worker", "deribit_derivatives")
+        p.wait(lambda: unbroken(p), "all trades")
+        assert p.verdict().faults == []
+
+
 def test_nats_away_for_longer_than_the_buffer_is_a_told_gap(tmp_path: Path) -> None:
     with pipeline(tmp_path, SimulatorOptions(seed=24, rate=600)) as p:
         p.change_nats(publish={"buffer_bytes": 1 << 20})
