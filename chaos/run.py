@@ -12,7 +12,7 @@ from chaos.judge import Verdict, awaited, judge
 from chaos.liquidations import judge_liquidations
 from chaos.pipeline import Pipeline, pipeline
 from chaos.player import Player
-from chaos.schedule import KINDS, AnyFault
+from chaos.schedule import AnyFault, kinds_at
 from chaos.stored import (
     Compared,
     StoredVerdict,
@@ -177,7 +177,7 @@ def _judge(p: Pipeline, outcome: Outcome) -> None:
     payloads = (json.loads(body) for _, body in messages)
     judge_liquidations(payloads, truth, outcome.fired, due_ms, outcome.verdict)
     outcome.problems += outcome.verdict.faults
-    outcome.problems += unexplained(outcome.verdict.gaps, outcome.fired, KINDS)
+    outcome.problems += unexplained(outcome.verdict.gaps, outcome.fired, kinds_at(outcome.plan.rate))
     _look_through_logs(p, outcome)
 
 
@@ -218,7 +218,7 @@ def _judge_stored(p: Pipeline, both: Stores, times_ms: tuple[int, int], outcome:
         judge_quality(tiers, healthy, verdict)
     outcome.verdict = verdict.of_truth
     outcome.problems += verdict.problems
-    outcome.problems += unexplained(outcome.verdict.gaps, outcome.fired, KINDS)
+    outcome.problems += unexplained(outcome.verdict.gaps, outcome.fired, kinds_at(outcome.plan.rate))
     outcome.problems += both.stop("hot")
     outcome.problems += defects(both.output())
     _look_through_logs(p, outcome)

@@ -14,6 +14,7 @@ NATS, LAUNCHER, HOT, COLD = "nats", "launcher", "hot", "cold"
 _ANY = frozenset(WORKERS)
 _LIVE_ONLY = frozenset({"orderbook_delta", "liquidation"})
 _NOTHING: frozenset[str] = frozenset()
+_STREAMS = _LIVE_ONLY | {"trade", "funding_rate", "open_interest", "volatility_index"}
 
 PROCESS_FAULTS: dict[str, FaultKind] = {
     "kill_worker": FaultKind("kill -9 of the worker; the launcher starts it again", _ANY, False, _LIVE_ONLY),
@@ -40,6 +41,11 @@ PROCESS_FAULTS: dict[str, FaultKind] = {
 STORE_FAULTS = ("kill_hot", "hot_away", "kill_cold")
 """Those that need the stores."""
 KINDS: dict[str, FaultKind] = {**CATALOG, **PROCESS_FAULTS}
+_FAST = 600.0  # messages per second and exchange
+_MORE_WHEN_FAST = {
+    **dict.fromkeys(("kill_nats", "nats_away", "stop_nats"), _STREAMS),
+    **dict.fromkeys(("kill_worker", "kill_launcher", "stop_worker"), frozenset({"trade"})),
+}
 
 SLOW = frozenset({
     "silence", "half_open", "binance_wrong_route", "okx_error_60011", "okx_error_60012", "okx_no_pong",
@@ -52,6 +58,19 @@ _STILL_S = (1.0, 8.0)
 _AWAY_S = (1.0, 60.0)
 _AWAY_SHARE = 0.25  # of the whole time, at most
 _PROCESS_EVERY = 3  # so many times rarer than faults of an exchange
+
+
+def kinds_at(rate: float) -> dict[str, FaultKind]:
+    """KINDS, with what more may be told at several times the usual rate (messages per second and exchange).
+
+    There the buffer for NATS lasts for some ten seconds only, and REST may take longer for a hole than trades are held
+    back for it.
+    """
+    more = _MORE_WHEN_FAST if rate >= _FAST else {}
+    return {
+        name: replace(kind, gap_expected=kind.gap_expected | more.get(name, _NOTHING))
+        for name, kind in KINDS.items()
+    }
 
 
 class ScheduleError(Exception):

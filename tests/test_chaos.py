@@ -29,6 +29,7 @@ from chaos.schedule import (
     ScheduleError,
     begin_at,
     ends_s,
+    kinds_at,
     random_faults,
     read,
     write,
@@ -236,6 +237,14 @@ def fired(name: str, worker: str, from_s: float = -1.0, to_s: float = 1.0) -> Fi
         name, worker
     )
     return Fired(fault, int(T0_MS + from_s * 1000), int(T0_MS + to_s * 1000))
+
+
+def test_at_a_high_rate_more_may_be_told() -> None:
+    overflow = gap("trade", 1, 3, "overflow"), fired("nats_away", "nats")
+    restart = gap("trade", 1, 3, "restart"), fired("kill_worker", WORKER)
+    for told, fault in (overflow, restart):
+        assert unexplained([told], [fault], kinds_at(120))
+        assert unexplained([told], [fault], kinds_at(1200)) == []
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ follows them of the same subject waits, too: see `venues.trades` for why trades 
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ from math import inf
 import msgspec
 
 from marketprism.events import Event, Gap, Trade, decode
+from marketprism.logs import RateLimitedLog
 from marketprism.worker.nats_link import LinkError
-
-log = logging.getLogger(__name__)
 
 MARGIN_S = 60  # between the exchange's clock and that of NATS
 
@@ -41,7 +39,12 @@ class Backfill:
     """Trades and gaps of trades that wait until the stream has been asked, and what follows them, by subject."""
 
     def __init__(
-        self, publish: Callable[[Event, int], None], flush: Callable[[], None], look: Look, read: Read
+        self,
+        publish: Callable[[Event, int], None],
+        flush: Callable[[], None],
+        look: Look,
+        read: Read,
+        log: RateLimitedLog,
     ) -> None:
         """`publish(event, read_ns)` gets what is let go, and may ask `takes` about it; `flush()`: that is all of it."""
         self.waiting: dict[str, list[Waiting]] = {}
@@ -49,6 +52,7 @@ class Backfill:
         self._flush = flush
         self._look = look
         self._read = read
+        self._log = log
         self._wake = asyncio.Event()
         self._releasing = False
 
@@ -109,7 +113,7 @@ class Backfill:
         try:
             found = await self._look(subjects)
         except LinkError as e:
-            log.warning("what the stream holds of trades could not be read: %s", e)
+            self._log.warning("last trades", "the stream's last trades could not be read: %s", e)
             return {}
         return {subject: _stored(payload).stop or inf for subject, (_, payload) in found.items()}
 
@@ -119,7 +123,7 @@ class Backfill:
         try:
             payloads = await self._read(subject, since_s)
         except LinkError as e:
-            log.warning("%s: what the stream holds could not be read: %s", subject, e)
+            self._log.warning(subject, "%s: what the stream holds could not be read: %s", subject, e)
             return set()
         held: set[int] = set()
         for payload in payloads:

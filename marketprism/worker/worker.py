@@ -16,7 +16,7 @@ from marketprism.events import AnyPayload, Event, Gap, OrderBook, OrderBookDelta
 from marketprism.logs import RateLimitedLog, act_as
 from marketprism.memory import MB, Memory
 from marketprism.venues.base import MS, Instrument, Out
-from marketprism.worker.backfill import Backfill
+from marketprism.worker.backfill import Backfill, numbers
 from marketprism.worker.collector import Collector
 from marketprism.worker.holdback import Holdback
 from marketprism.worker.options import publisher_options, stream_preparation
@@ -53,13 +53,13 @@ class Worker:
         self._recorder = recorder(settings.recording, name)
         self._stream = settings.nats.stream.name
         flush = self.publisher.flush
+        self._log = RateLimitedLog(log)
         stored_since = partial(self.publisher.stored_since, self._stream)
-        self._backfill = Backfill(self._publish, flush, self._last_ids, stored_since)
+        self._backfill = Backfill(self._publish, flush, self._last_ids, stored_since, self._log)
         self._holdback = Holdback(self._publish, flush, self._last_ids)
         self.collector = Collector(self.exchange, self._publish, flush, self._recorder, self._publish_answer)
         self._memory = memory
         self._state = StateFile(runtime_dir, name)
-        self._log = RateLimitedLog(log)
         self._counts: Counter[type[Payload]] = Counter()
         self._last_s: dict[type[Payload], float] = {}
         self._gaps: Counter[tuple[str, str]] = Counter()
@@ -355,9 +355,7 @@ def overflow_gap(
 def _ids_around(first: AnyPayload, last: AnyPayload) -> tuple[str | None, str | None]:
     """The ids before and after what is missing, where they are running numbers."""
     if isinstance(first, Trade) and isinstance(last, Trade):
-        low = first.trade_seq or first.first_trade_id or first.trade_id
-        high = last.trade_seq or last.last_trade_id or last.trade_id
-        return str(int(low) - 1), str(int(high) + 1)
+        return str(numbers(first).start - 1), str(numbers(last).stop)
     if isinstance(first, OrderBookDelta):
         before = (
             first.prev_update_id if first.prev_update_id is not None else (first.first_update_id or 0) - 1

@@ -1,6 +1,7 @@
 """What is told of a hole when the stream may hold what was missed: `Holdback` for books, `Backfill` for trades."""
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from natsbox import NatsBox, nats_server, until
 
 from marketprism.events import Event, Gap, OrderBookDelta, Trade, encode
+from marketprism.logs import RateLimitedLog
 from marketprism.worker.backfill import Backfill
 from marketprism.worker.holdback import Holdback, reaches
 from marketprism.worker.nats_link import Link, LinkError
@@ -63,6 +65,9 @@ def trade(number: int, **more: Any) -> Trade:
 
 
 ODD = msgspec.structs.replace(trade(1), trade_id="odd", trade_seq=None)  # a stranger's
+
+
+LOG = RateLimitedLog(logging.getLogger(__name__))
 
 
 class Desk:
@@ -267,7 +272,7 @@ def backfilled(held: list[Trade], *datas: Trade | Gap, away: bool = False) -> li
         return {s: ("", encode(held[-1])) for s in subjects if held}
 
     async def scene() -> None:
-        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, read)
+        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, read, LOG)
         for data in datas:
             if isinstance(data, Gap):
                 assert backfill.takes(Event.of(GAP, "", data), 0)
@@ -295,7 +300,7 @@ def test_a_stream_that_ends_before_a_trade_is_not_read_for_it() -> None:
             return {s: ("", encode(trade(6))) for s in subjects}
 
         nothing = partial(pytest.fail, "nothing to read")
-        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, nothing)
+        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, nothing, LOG)
         for number in (7, 8):
             backfill.take(Event.of(TRADES, "", trade(number)), 0)
         await backfill.finish(5)
@@ -321,7 +326,7 @@ def test_what_follows_a_trade_that_waits_waits_too(last: Trade) -> None:
         return [encode(trade(8)), encode(last)]
 
     async def scene() -> None:
-        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, read)
+        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, read, LOG)
         live = Event.of(TRADES, "", trade(10))
         assert not backfill.takes(live, 0)
         for number in (7, 8):
@@ -353,7 +358,7 @@ def test_at_the_end_the_stream_is_read_but_not_for_long() -> None:
         async def look(subjects: Iterable[str]) -> dict[str, tuple[str, bytes]]:
             return {TRADES: ("", encode(trade(8)))}
 
-        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, read)
+        backfill = Backfill(lambda event, _: published.append(event.data), lambda: None, look, read, LOG)
         for number in (7, 8):
             backfill.take(Event.of(TRADES, "", trade(number)), 0)
         await backfill.finish(0.2)
@@ -378,7 +383,7 @@ def test_a_gap_of_trades_is_told_unless_all_are_there() -> None:
 
 def test_a_gap_without_numbers_is_told_at_once() -> None:
     nothing = partial(pytest.fail, "nothing to read")
-    backfill = Backfill(lambda *_: None, lambda: None, nothing, nothing)
+    backfill = Backfill(lambda *_: None, lambda: None, nothing, nothing, LOG)
     anew = gap(600, "sequence", affected_data_type="trade", first_id_after="9")
     assert not backfill.takes(Event.of(GAP, "", anew), 0)
     assert not backfill.takes(Event.of(GAP, "", msgspec.structs.replace(anew, missing=5)), 0)

@@ -98,10 +98,11 @@ def test_a_worker_that_is_killed_while_a_hole_is_fetched_leaves_no_silent_one(tm
         assert p.verdict().faults == []
 
 
-def test_nats_away_for_longer_than_the_buffer_is_a_told_gap(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exchange", ["okx_spot", "binance_derivatives"])  # sums up; numbers what it sums up
+def test_nats_away_for_longer_than_the_buffer_is_a_told_gap(tmp_path: Path, exchange: str) -> None:
     with pipeline(tmp_path, SimulatorOptions(seed=24, rate=600)) as p:
         p.change_nats(publish={"buffer_bytes": 1 << 20})
-        worker = p.run("worker", "okx_spot")
+        worker = p.run("worker", exchange)
         p.wait(lambda: p.count("trade.>") > 50, "trades in the stream")
         p.nats.kill()
         p.wait(lambda: "messages are lost" in p.output(), "the buffer is full")
