@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from chaos.judge import Verdict, awaited, judge
 from chaos.liquidations import judge_liquidations
 from chaos.pipeline import Pipeline, pipeline
 from chaos.player import Player
-from chaos.schedule import AnyFault, kinds_at
+from chaos.schedule import AnyFault, ProcessFault, kinds_at
 from chaos.stored import (
     Compared,
     StoredVerdict,
@@ -38,6 +38,8 @@ STORED_WITHIN_S = 300.0
 MOVED_WITHIN_S = 600.0
 LOG_LINES_AT_REST = 150
 LOG_LINES_A_FAULT = 30
+LOG_LINES_A_PROCESS_FAULT = 80
+"""It may end five workers. Each says a dozen lines, to the launcher and in two logs."""
 _TRACEBACK = re.compile(r"^.*Traceback .*\n(?:[ \t].*\n)*(.*)$", re.MULTILINE)
 _DEFECT = re.compile(r"^.*(?:internal error|\[CRITICAL\]).*$", re.MULTILINE)
 
@@ -184,7 +186,7 @@ def _judge(p: Pipeline, outcome: Outcome) -> None:
 def _look_through_logs(p: Pipeline, outcome: Outcome) -> None:
     said = p.output()
     outcome.log_lines = said.count("\n")
-    outcome.problems += log_problems(said, len(outcome.fired))
+    outcome.problems += log_problems(said, (one.fault for one in outcome.fired))
 
 
 def _judge_stored(p: Pipeline, both: Stores, times_ms: tuple[int, int], outcome: Outcome, say: Say) -> None:
@@ -224,12 +226,15 @@ def _judge_stored(p: Pipeline, both: Stores, times_ms: tuple[int, int], outcome:
     _look_through_logs(p, outcome)
 
 
-def log_problems(said: str, faults: int) -> list[str]:
+def log_problems(said: str, faults: Iterable[AnyFault]) -> list[str]:
     """What the logs say that they should not, and whether they say too much."""
     problems = defects(said)
-    lines, most = said.count("\n"), LOG_LINES_AT_REST + LOG_LINES_A_FAULT * faults
-    if lines > most:
-        problems.append(f"log: {lines} lines with {faults} faults; expected at most {most}")
+    most = LOG_LINES_AT_REST + sum(
+        LOG_LINES_A_PROCESS_FAULT if isinstance(fault, ProcessFault) else LOG_LINES_A_FAULT
+        for fault in faults
+    )
+    if (lines := said.count("\n")) > most:
+        problems.append(f"log: {lines} lines; with these faults expected at most {most}")
     return problems
 
 

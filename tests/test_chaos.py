@@ -269,10 +269,10 @@ def test_a_gap_needs_a_fault_that_explains_it(told: Payload, fault: Fired, expla
 
 
 def test_logs_are_searched_and_bounded() -> None:
-    assert log_problems("INFO all is well\n" * LOG_LINES_AT_REST, 0) == []
-    assert len(log_problems("INFO all is well\n" * (LOG_LINES_AT_REST + 1), 0)) == 1
+    assert log_problems("INFO all is well\n" * LOG_LINES_AT_REST, []) == []
+    assert len(log_problems("INFO all is well\n" * (LOG_LINES_AT_REST + 1), [])) == 1
     said = "x\nTraceback (most recent call last):\n  y\nKeyError: 1\n[ERROR] internal error on a frame\n"
-    assert log_problems(said, 0) == ["log: Traceback: KeyError: 1", "log: [ERROR] internal error on a frame"]
+    assert log_problems(said, []) == ["log: Traceback: KeyError: 1", "log: [ERROR] internal error on a frame"]
 
 
 # --- schedules and the minimizer ----------------------------------------------------------------------------------

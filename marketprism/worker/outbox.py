@@ -18,7 +18,7 @@ class Message(msgspec.Struct, gc=False):
 
     `id` becomes `Nats-Msg-Id`; `droppable` is true only for `orderbook` snapshots, which the next one
     replaces; `ts_ms` is the event time, told in a hole; `received_ns` is `time.perf_counter_ns()` when the
-    socket was read.
+    socket was read; `essential` is true for gaps, for which some room is kept: without them a hole would be silent.
     """
 
     subject: str
@@ -27,6 +27,7 @@ class Message(msgspec.Struct, gc=False):
     droppable: bool
     ts_ms: int | None
     received_ns: int
+    essential: bool = False
 
 
 class Hole(msgspec.Struct):
@@ -69,6 +70,7 @@ class Outbox:
         self._token = 0
         self._resend_left = 0
         self._buffer_bytes = buffer_bytes
+        self._full_bytes = buffer_bytes - buffer_bytes // 8  # the rest is for essential messages
         self._half_bytes = buffer_bytes // 2
         self._low_bytes = buffer_bytes // 4
         self._flight_limit_bytes = buffer_bytes // 6
@@ -76,14 +78,15 @@ class Outbox:
     def take(self, message: Message) -> bool:
         """Take a message in at the end; False if it was skipped or refused.
 
-        A droppable message is skipped beyond half of the buffer. Another one is refused when the buffer is
-        full, and from then on all of its subject, until `take_holes`.
+        A droppable message is skipped beyond half of the buffer. Another one is refused when the buffer is full (an
+        eighth is left for essential ones), and from then on all of its subject, until `take_holes`.
         """
         held_bytes = self.held_bytes + len(message.payload) + OVERHEAD_BYTES
         if held_bytes > self._half_bytes and message.droppable:
             self.counters.skipped += 1
             return False
-        if held_bytes > self._buffer_bytes or (self.holes and message.subject in self.holes):
+        most_bytes = self._buffer_bytes if message.essential else self._full_bytes
+        if held_bytes > most_bytes or (self.holes and message.subject in self.holes):
             self.refuse(message)
             return False
         self.held_bytes = held_bytes

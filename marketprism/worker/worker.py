@@ -156,13 +156,18 @@ class Worker:
         asked_about = kind is Gap or self._holdback.doubts or self._backfill.waiting
         if asked_about and self._held_back(event, read_ns):
             return
-        message = Message(event.subject, event.id, event.payload, kind is OrderBook, event.ts_ms, read_ns)
+        essential = kind is Gap
+        message = Message(
+            event.subject, event.id, event.payload, kind is OrderBook, event.ts_ms, read_ns, essential
+        )
         if self.publisher.publish(message, more=True):  # the collector flushes
             self._counts[kind] += 1
             self._last_s[kind] = event.collected_ts_ms / 1000
         elif not message.droppable:
-            first, _ = self._lost.get(event.subject, (event, event))
-            self._lost[event.subject] = first, event
+            ends = [*self._lost.get(event.subject, ()), event]
+            if kind is Trade:  # REST may bring old ones
+                ends.sort(key=lambda one: numbers(one.data).start)
+            self._lost[event.subject] = ends[0], ends[-1]
         if kind is Gap:
             self._tell(event.data)
 

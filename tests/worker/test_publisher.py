@@ -13,12 +13,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import nats
 import pytest
 from nats.aio.client import Client
 from natsbox import Cable, NatsBox, free_port, nats_server, until
 
-from marketprism.worker.outbox import OVERHEAD_BYTES, Hole, Message
+from marketprism.worker.outbox import OVERHEAD_BYTES, Hole, Message, Outbox
 from marketprism.worker.publisher import LinkError, Publisher, PublisherOptions
 from marketprism.worker.stream import StreamOptions, ensure_stream
 
@@ -273,6 +274,7 @@ def test_a_server_that_hangs_is_left_and_found_again(box: NatsBox) -> None:
 def test_a_full_buffer_makes_holes_and_tells_them(box: NatsBox) -> None:
     told: list[list[Hole]] = []
     slot = 1000 + len(b"10 ") + OVERHEAD_BYTES
+    room = 10 * slot * 8 // 7 + 8  # an eighth is for gaps
 
     async def run() -> None:
         def on_resume(holes: list[Hole]) -> None:
@@ -280,7 +282,7 @@ def test_a_full_buffer_makes_holes_and_tells_them(box: NatsBox) -> None:
             assert publisher.publish(message(900, "gap.okx.spot.A"))
             assert publisher.publish(message(901, "trade.okx.spot.A"))
 
-        async with publishing(box.url, on_resume, buffer_bytes=slot * 10) as publisher:
+        async with publishing(box.url, on_resume, buffer_bytes=room) as publisher:
             await asyncio.to_thread(box.stop)
             await until(lambda: not publisher.connected)
             taken = [publisher.publish(message(i, "trade.okx.spot.A", size=1000)) for i in range(5)]
@@ -291,7 +293,7 @@ def test_a_full_buffer_makes_holes_and_tells_them(box: NatsBox) -> None:
             assert not skipped
             assert not any(refused)
             assert publisher.publish(message(14, "trade.okx.spot.A", size=0)) is False, "shut until told"
-            assert publisher.backlog_bytes <= slot * 10
+            assert publisher.backlog_bytes <= room
             assert told == []
             await asyncio.to_thread(box.start)
             await until(lambda: len(told) == 1)
@@ -305,6 +307,19 @@ def test_a_full_buffer_makes_holes_and_tells_them(box: NatsBox) -> None:
     asyncio.run(run())
     (hole,) = told[0]
     assert hole == Hole("trade.okx.spot.A", "trade.okx.spot.A:11", "trade.okx.spot.A:14", 1011, 1014, 4)
+
+
+def test_a_full_outbox_has_room_for_gaps() -> None:
+    """A gap that was refused would be told by nobody."""
+    outbox = Outbox(16 * (1000 + OVERHEAD_BYTES))
+    trades = [message(n, "trade.okx.spot.A", size=990) for n in range(20)]
+    taken = [outbox.take(one) for one in trades]
+    assert taken.count(False) >= 4
+    gap = msgspec.structs.replace(message(30, "gap.okx.spot.A"), essential=True)
+    assert outbox.take(gap)
+    assert not outbox.take(trades[0])
+    while outbox.take(gap):
+        assert outbox.held_bytes <= 16 * (1000 + OVERHEAD_BYTES), "without bound"
 
 
 @pytest.mark.parametrize("limit", ["server", "stream"])

@@ -16,8 +16,11 @@ from natsbox import nats_server, until
 from chaos.judge import judge
 from chaos.pipeline import ROOT, Pipeline, pipeline
 from marketprism.config import MemoryLimits, load
+from marketprism.events import Event, Gap
 from marketprism.memory import Memory
 from marketprism.simulator import SimulatorOptions
+from marketprism.venues.base import MS, Out
+from marketprism.worker.outbox import Outbox
 from marketprism.worker.worker import Worker
 
 pytestmark = pytest.mark.skipif(nats_server() is None, reason="no nats-server: run scripts/setup")
@@ -174,3 +177,28 @@ def test_a_publisher_that_has_ended_ends_the_worker(tmp_path: Path) -> None:
             assert failed.group_contains(RuntimeError, match="the publisher has ended")
 
         asyncio.run(run())
+
+
+def test_what_there_was_no_room_for_is_told_by_its_lowest_and_highest_number(tmp_path: Path) -> None:
+    """REST may have brought old trades among the new ones."""
+    with pipeline(tmp_path, SimulatorOptions(seed=30)) as p:
+        settings = load(p.config, environ={}).settings
+    worker = Worker(settings, "okx_spot", Memory(MemoryLimits(soft_mb=8000, hard_mb=9000)), tmp_path)
+    worker.publisher._outbox = Outbox(0)
+    market = worker.collector.venue.market("BTC-USDT")
+    assert market is not None
+    out: Out = []
+    now_ns = time.time_ns()
+    for number in (8, 9, 3, 4):
+        market.trades.last_id = None  # as if it had been told already
+        worker.collector.venue.trade(
+            market, number, number, str(number), "1", "2", "buy", now_ns // MS, now_ns, out
+        )
+    for event in out:
+        assert isinstance(event, Event)
+        worker._publish(event, 0)
+    worker._on_resume(worker.publisher._outbox.take_holes())
+    (waiting,) = worker._backfill.waiting[market.trade_subject]
+    gap = waiting.event.data
+    assert isinstance(gap, Gap)
+    assert (gap.last_id_before, gap.first_id_after, gap.missing) == ("2", "10", 4)
