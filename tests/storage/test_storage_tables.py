@@ -1,9 +1,12 @@
 """Payloads through rows.py into the real engine and out again: every field, exactly; what does not fit is told."""
 
 import asyncio
+import subprocess
+import sys
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import msgspec
@@ -450,3 +453,25 @@ def test_a_failed_select_leaves_nothing_to_the_next(rows: int, engine: Engine) -
             {"last": rows - 1, "rows": rows},
         )
     assert engine.query("SELECT 7 AS a").to_pylist() == [{"a": 7}]
+
+
+def test_what_keeps_the_engine_small_is_in_force(tmp_path: Path) -> None:
+    """In a process of its own: the engine's heap is told how to be once, when its library is loaded."""
+    program = """if True:
+        import sys
+        import pyarrow
+        from marketprism.storage.engine import Engine, Target
+        engine = Engine(Target(sys.argv[1]))
+        print(pyarrow.default_memory_pool().backend_name)
+        print(engine.value("SELECT * FROM system.jemalloc_stats"))
+        for name in "index_granularity_bytes", "max_parts_to_merge_at_once":
+            value = f"SELECT value FROM system.merge_tree_settings WHERE name = '{name}'"
+            print(name, engine.value(value))
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True
+    )
+    told = ran.stdout.splitlines()
+    assert told[0] == "system"
+    assert "  opt.dirty_decay_ms: 500 (arenas.dirty_decay_ms: 500)" in told
+    assert told[-2:] == ["index_granularity_bytes 2097152", "max_parts_to_merge_at_once 16"]
