@@ -53,8 +53,8 @@ _READING: SettingValues = {
     "max_execution_time": READ_SECONDS,
     "readonly": 1,  # the last one: nothing can be set after it
 }
-# A merge has a granule or two of each of its parts in memory. With what is the default, 10 MB and 100 parts, seven parts
-# of books took 120 MB; with this a merge takes up to 65 MB, however many parts wait.
+# A merge has a granule or two of each of its parts in memory. With what is the default, 10 MB and 100 parts, seven
+# parts of books took 120 MB; with this a merge takes up to 65 MB, however many parts wait.
 _CONFIG = """\
 <clickhouse>
     <background_pool_size>2</background_pool_size>
