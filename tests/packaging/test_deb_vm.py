@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from deb_package import Package, next_release, package, packages
+from deb_package import ROOT, Package, next_release, package, packages
 from machine import EXCHANGES, RATE, CannotRunError, Machine, worker
 
 from chaos.explain import Fired, unexplained
@@ -56,8 +56,9 @@ def deb() -> Package:
 def vm(deb: Package, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("vm")
     shutil.copy(deb.path, folder / "this.deb")
-    for script in ("exchanges.py", "../../packaging/debian/tests/healthy"):
-        shutil.copy(Path(__file__).parent / script, folder)
+    shutil.copy(Path(__file__).with_name("exchanges.py"), folder)
+    # The tests alone: of more than those it would want to build packages.
+    shutil.copytree(ROOT / "packaging/debian/tests", folder / "tree/debian/tests")
     try:
         machine = Bare(folder)
     except CannotRunError as e:
@@ -79,11 +80,16 @@ def test_installing_starts_nothing_and_says_how(vm: Machine) -> None:
 
 
 def test_the_autopkgtest(vm: Machine) -> None:
-    """With exchanges of its own, and data that nobody needs after it."""
-    vm.run("sh /host/healthy", START_S + HEAL_S)
+    """By its own program: `healthy`, with exchanges of its own, and data that nobody needs after it."""
+    vm.run(
+        "autopkgtest --test-name=healthy --ignore-restrictions=breaks-testbed --output-dir=/tmp/autopkgtest"
+        " /host/this.deb /host/tree -- null",
+        INSTALL_S + START_S + HEAL_S,
+    )
+    assert vm.run("cat /tmp/autopkgtest/summary").split() == ["healthy", "PASS"]
     vm.run("systemctl stop simulator.service")
     vm.wait("no process is left", lambda: vm.attempt("pgrep -u marketprism").text == "", HEAL_S)
-    vm.run("rm -r /var/lib/marketprism/*")
+    vm.run("rm -r /var/lib/marketprism/* /tmp/autopkgtest")
 
 
 @pytest.fixture(scope="module")
