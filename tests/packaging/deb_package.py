@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +27,7 @@ SOURCES = (
     "units",
 )
 RELEASES = {"bookworm": "12", "trixie": "13"}  # at the end of a package's version
+PROGRAM = "usr/lib/marketprism/lib/python3*/site-packages/marketprism"
 BUILD_S = 900
 
 
@@ -42,11 +42,18 @@ class Package:
         return _output("dpkg-deb", "--field", self.path, name).strip()
 
     def as_version(self, version: str, folder: Path) -> "Package":
-        """The same under another version, as an earlier or later build would be."""
+        """The same under another version, as an earlier or later build would be; the program names it, too."""
         tree, made = folder / f"tree-{version}", folder / f"{self.field('Package')}_{version}_amd64.deb"
         _output("dpkg-deb", "--raw-extract", self.path, tree)
+        now = self.field("Version")
         control = tree / "DEBIAN" / "control"  # the engine's depends on the other of its version
-        control.write_text(control.read_text().replace(self.field("Version"), version))
+        control.write_text(control.read_text().replace(now, version))
+        old, new = (full.partition("-")[0].encode() for full in (now, version))
+        for module in tree.glob(f"{PROGRAM}/__init__.py"):
+            module.write_bytes(module.read_bytes().replace(old, new))
+        for module in tree.glob(f"{PROGRAM}/__pycache__/__init__.*"):  # never checked against its source
+            with_length = (bytes([len(name)]) + name for name in (old, new))
+            module.write_bytes(module.read_bytes().replace(*with_length))
         _output("dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, made)
         shutil.rmtree(tree)
         return Package(made)
@@ -79,37 +86,15 @@ def packages(suite: str = "bookworm") -> list[Package]:
     return [ours]
 
 
-def build(suite: str, tree: Path = ROOT, clean: bool = False, stores: bool = False) -> list[Path]:
-    """Run scripts/build-deb of a tree, `clean`: in a system made for it; where the packages are."""
+def build(suite: str, clean: bool = False, stores: bool = False) -> list[Path]:
+    """Run scripts/build-deb, `clean`: in a system made for it; where the packages are."""
     options = ["--stores"] if stores else []
     if clean or not _builds_here(suite):
         options += ["--chroot", suite]
-    command = [tree / "scripts" / "build-deb", *options]
+    command = [ROOT / "scripts" / "build-deb", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_S, check=False)
     assert done.returncode == 0, done.stderr
     return [Path(line) for line in done.stdout.splitlines()]
-
-
-def next_release(version: str, folder: Path, suite: str = "bookworm") -> Package:
-    """What comes after this version: built from a copy of the tree in which a Python file and the version differ."""
-    tree = folder / f"source-{version}"
-    for name in SOURCES:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(ROOT / name, tree / name)
-    for kept in KEPT.glob("wheels-*"):
-        shutil.copytree(kept, tree / "var" / "deb" / kept.name)
-    now = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    for name in ("pyproject.toml", "marketprism/__init__.py"):
-        path = tree / name
-        path.write_text(path.read_text().replace(f'"{now}"', f'"{version}"'))
-    changelog = tree / "packaging" / "debian" / "changelog"
-    entry = changelog.read_text()
-    changelog.write_text(entry.replace(f"({now}-", f"({version}-", 1) + "\n" + entry)
-    (made,) = build(suite, tree)
-    moved = made.rename(folder / made.name)
-    shutil.rmtree(tree)
-    return Package(moved)
 
 
 def _builds_here(suite: str) -> bool:
